@@ -1,0 +1,72 @@
+{
+  # The one .node: csrc/{abi,ops,core,cpu,napi}. The kernel files are compiled once for each instruction set; the sets'
+  # objects come after the core's on the link line, so that a shared inline function is the one of the lowest set.
+  "variables": {
+    "cpu_kernels": [
+      "csrc/cpu/table.cc",
+      "csrc/cpu/copy.cc",
+      "csrc/cpu/elementwise.cc",
+      "csrc/cpu/rms_norm.cc"
+    ],
+    "common_flags": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-psabi"]
+  },
+  "target_defaults": {
+    "include_dirs": ["csrc"],
+    "cflags!": ["-O2", "-Wno-unused-parameter"],
+    "cflags_cc!": ["-fno-exceptions", "-fno-rtti"],
+    "cflags": ["<@(common_flags)"],
+    "xcode_settings": { "GCC_ENABLE_CPP_EXCEPTIONS": "YES", "CLANG_CXX_LANGUAGE_STANDARD": "gnu++17", "OTHER_CFLAGS": ["<@(common_flags)"] }
+  },
+  "targets": [
+    {
+      "target_name": "kernels_base",
+      "type": "static_library",
+      "defines": ["MM_ISA=base"],
+      "sources": ["<@(cpu_kernels)"]
+    },
+    {
+      "target_name": "mmmamba",
+      "dependencies": ["kernels_base"],
+      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS"],
+      "sources": [
+        "csrc/core/backends.cc",
+        "csrc/core/dispatcher.cc",
+        "csrc/core/kernels.cc",
+        "csrc/core/pool.cc",
+        "csrc/core/registry.cc",
+        "csrc/core/storage.cc",
+        "csrc/core/stream.cc",
+        "csrc/cpu/backend.cc",
+        "csrc/cpu/onednn.cc",
+        "csrc/napi/addon.cc",
+        "csrc/napi/environment.cc",
+        "csrc/napi/handle.cc"
+      ],
+      "libraries": ["-ldl", "-lpthread"],
+      "conditions": [
+        ["target_arch=='x64'", { "dependencies": ["kernels_avx2", "kernels_avx512"] }]
+      ]
+    }
+  ],
+  "conditions": [
+    ["target_arch=='x64'", {
+      "targets": [
+        {
+          "target_name": "kernels_avx2",
+          "type": "static_library",
+          "defines": ["MM_ISA=avx2"],
+          "cflags": ["-mavx2", "-mfma", "-mf16c"],
+          "sources": ["<@(cpu_kernels)"]
+        },
+        {
+          "target_name": "kernels_avx512",
+          "type": "static_library",
+          "defines": ["MM_ISA=avx512"],
+          "cflags": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+          "sources": ["<@(cpu_kernels)"]
+        }
+      ]
+    }]
+  ]
+}

@@ -1,0 +1,135 @@
+// The CPU backend's thread pool: parallelRanges of cpu/parallel.h. One pool a process, shared by all streams; a stream
+// that finds it busy runs its ranges alone. Threads spin briefly before they sleep, because kernels follow each other
+// within microseconds; they run at a lower priority than the thread of the event loop.
+#include "core/pool.h"
+
+#include <pthread.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <sched.h>
+#include <thread>
+#include <vector>
+
+#include "cpu/parallel.h"
+
+namespace mm {
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int availableCores() {
+  if (const char* text = std::getenv("MMMAMBA_THREADS")) {
+    const int n = std::atoi(text);
+    if (n >= 1 && n <= 1024) return n;
+  }
+  int n = 1;
+  cpu_set_t set;
+  if (!sched_getaffinity(0, sizeof set, &set)) n = CPU_COUNT(&set);
+  long quota = 0, period = 0;  // a container's limit: "200000 100000" is two cores
+  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(f, "%ld %ld", &quota, &period) == 2 && period > 0 && quota > 0)
+      n = std::min<long>(n, std::max<long>(1, (quota + period - 1) / period));
+    std::fclose(f);
+  }
+  return std::max(1, n);
+}
+
+struct Job {
+  cpu::RangeFn fn = nullptr;
+  void* context = nullptr;
+  int64_t n = 0, grain = 1;
+  std::atomic<int64_t> next{0};
+};
+
+class Pool {
+ public:
+  explicit Pool(int workers) : workers_(workers) {
+    for (int w = 1; w < workers; w++) std::thread([this, w] { work(w); }).detach();
+  }
+  int workers() const { return workers_; }
+
+  void run(int64_t n, int64_t grain, cpu::RangeFn fn, void* context) {
+    if (n <= 0) return;
+    if (grain < 1) grain = 1;
+    std::unique_lock<std::mutex> owner(owner_, std::defer_lock);
+    if (workers_ == 1 || n <= grain || !owner.try_lock()) {
+      fn(context, 0, n, 0);
+      return;
+    }
+    job_.fn = fn, job_.context = context, job_.n = n, job_.grain = grain;
+    job_.next.store(0, std::memory_order_relaxed);
+    active_.store(workers_ - 1, std::memory_order_relaxed);
+    {
+      std::lock_guard<std::mutex> lock(sleep_);
+      epoch_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    drain(0);
+    for (int spin = 0; active_.load(std::memory_order_acquire) > 0; spin++)
+      if (spin < 4096) pause();
+      else sched_yield();
+  }
+
+ private:
+  void drain(int worker) {
+    const int64_t n = job_.n, grain = job_.grain;
+    for (;;) {
+      const int64_t begin = job_.next.fetch_add(grain, std::memory_order_relaxed);
+      if (begin >= n) return;
+      job_.fn(job_.context, begin, std::min(n, begin + grain), worker);
+    }
+  }
+
+  void work(int worker) {
+    lowerThreadPriority();
+    uint64_t seen = 0;
+    for (;;) {
+      for (int spin = 0; spin < 2000 && epoch_.load(std::memory_order_acquire) == seen; spin++) pause();
+      if (epoch_.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(sleep_);
+        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+      }
+      seen = epoch_.load(std::memory_order_acquire);
+      drain(worker);
+      active_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  const int workers_;
+  std::mutex owner_, sleep_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int> active_{0};
+  Job job_;
+};
+
+Pool& pool() {
+  static Pool* p = new Pool(availableCores());  // never destroyed: its threads live as long as the process
+  return *p;
+}
+
+}  // namespace
+
+void lowerThreadPriority() { setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 4); }
+
+namespace cpu {
+int workerCount() { return pool().workers(); }
+void parallelRanges(int64_t n, int64_t grain, RangeFn fn, void* context) { pool().run(n, grain, fn, context); }
+}  // namespace cpu
+
+}  // namespace mm

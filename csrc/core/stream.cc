@@ -1,0 +1,91 @@
+#include "core/stream.h"
+
+#include <utility>
+
+#include "core/pool.h"
+
+namespace mm {
+
+std::shared_ptr<Stream> Stream::create(const MMBackend* backend, int32_t device, std::string& error) {
+  std::shared_ptr<Stream> s(new Stream(backend, device));
+  if (backend->stream_create(device, &s->handle_) != MM_OK) {
+    error = std::string("cannot create a stream on ") + s->deviceName();
+    return nullptr;
+  }
+  s->thread_ = std::thread([raw = s.get()] { raw->loop(); });
+  return s;
+}
+
+Stream::~Stream() {
+  shutdown();
+  if (handle_) backend_->stream_destroy(handle_);
+}
+
+std::string Stream::deviceName() const {
+  const std::string name = backend_->name;
+  return name == "cpu" ? name : name + ":" + std::to_string(device_);
+}
+
+void Stream::enqueue(std::function<void()> task) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stopping_) return;
+    queue_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void Stream::loop() {
+  lowerThreadPriority();
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+    if (stopping_) return;
+    std::function<void()> task = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    task();
+    task = nullptr;  // its references go before the next task starts, so that their memory can serve it
+    lock.lock();
+  }
+}
+
+void Stream::shutdown() {
+  std::deque<std::function<void()>> dropped;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    dropped.swap(queue_);
+  }
+  wake_.notify_one();
+  if (!thread_.joinable()) return;
+  if (thread_.get_id() == std::this_thread::get_id()) thread_.detach();  // the last reference went inside a task
+  else thread_.join();
+}
+
+void* Stream::allocate(uint64_t bytes, char* error, uint64_t error_size) {
+  void* data = nullptr;
+  if (backend_->allocate(handle_, bytes, &data, error, error_size) != MM_OK) return nullptr;
+  const int64_t live = stats_.bytes.fetch_add(static_cast<int64_t>(bytes)) + static_cast<int64_t>(bytes);
+  int64_t peak = stats_.peak.load();
+  while (live > peak && !stats_.peak.compare_exchange_weak(peak, live)) {
+  }
+  return data;
+}
+
+void Stream::release(void* data, uint64_t bytes) {
+  stats_.bytes.fetch_sub(static_cast<int64_t>(bytes));
+  backend_->release(handle_, data, bytes);
+}
+
+void Stream::fail(std::string message) {
+  std::lock_guard<std::mutex> lock(errorMutex_);
+  if (error_.empty()) error_ = std::move(message);
+}
+
+std::string Stream::takeError() {
+  std::lock_guard<std::mutex> lock(errorMutex_);
+  return std::exchange(error_, std::string());
+}
+
+}  // namespace mm

@@ -1,0 +1,184 @@
+// The CPU as a backend: picks the kernel table of the best instruction set at run time, and hands out host memory.
+#include "cpu/backend.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include "cpu/parallel.h"
+
+namespace mm::cpu {
+
+const char* onednnStatus();  // cpu/onednn.cc
+
+namespace {
+
+struct KernelList {
+  const MMKernelEntry* entries;
+  int count;
+};
+
+}  // namespace
+
+#define MM_DECLARE_ISA(isa)                        \
+  namespace isa {                                  \
+  struct KernelList;                               \
+  extern const KernelList* const all_kernels[];    \
+  }
+MM_DECLARE_ISA(base)
+#if defined(__x86_64__)
+MM_DECLARE_ISA(avx2)
+MM_DECLARE_ISA(avx512)
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  const void* kernels;  // null-terminated array of KernelList pointers, the same layout in every namespace
+  bool available;
+};
+
+Isa pickIsa() {
+  std::vector<Isa> sets;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+  sets.push_back({"avx512", avx512::all_kernels, bool(has512)});
+  sets.push_back({"avx2", avx2::all_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
+#endif
+  sets.push_back({"base", base::all_kernels, true});
+  const char* wanted = std::getenv("MMMAMBA_ISA");  // to test a lower set on a higher machine
+  for (const Isa& s : sets)
+    if (s.available && (!wanted || !std::strcmp(wanted, s.name))) return s;
+  return sets.back();
+}
+
+const Isa& isa() {
+  static const Isa* chosen = new Isa(pickIsa());
+  return *chosen;
+}
+
+// Freed blocks are kept by size: a training step asks for the same sizes again, and fresh pages cost more than most
+// kernels. Sizes are rounded to eighths of a power of two, so that near misses fit too.
+class Allocator {
+ public:
+  void* take(uint64_t bytes) {
+    const uint64_t size = rounded(bytes);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      auto it = free_.find(size);
+      if (it != free_.end() && !it->second.empty()) {
+        void* p = it->second.back();
+        it->second.pop_back();
+        cached_ -= size;
+        used(size);
+        return p;
+      }
+    }
+    void* p = std::aligned_alloc(64, size);
+    if (!p) {
+      trim(0);
+      p = std::aligned_alloc(64, size);
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (p) used(size);
+    return p;
+  }
+  void give(void* p, uint64_t bytes) {
+    const uint64_t size = rounded(bytes);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      live_ -= size;
+      free_[size].push_back(p);
+      cached_ += size;
+    }
+    trim(peak_ > (uint64_t(256) << 20) ? peak_ : uint64_t(256) << 20);
+  }
+  uint64_t cached() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return cached_;
+  }
+
+ private:
+  static uint64_t rounded(uint64_t bytes) {
+    if (bytes <= 512) return 512;
+    const int top = 63 - __builtin_clzll(bytes - 1);
+    const uint64_t step = top > 9 ? uint64_t(1) << (top - 3) : 64;
+    return (bytes + step - 1) / step * step;
+  }
+  void used(uint64_t size) {
+    live_ += size;
+    if (live_ > peak_) peak_ = live_;
+  }
+  // Frees the largest cached blocks until at most `limit` bytes are cached.
+  void trim(uint64_t limit) {
+    std::vector<void*> gone;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (auto it = free_.rbegin(); it != free_.rend() && cached_ > limit; ++it)
+        while (!it->second.empty() && cached_ > limit) {
+          gone.push_back(it->second.back());
+          it->second.pop_back();
+          cached_ -= it->first;
+        }
+    }
+    for (void* p : gone) std::free(p);
+  }
+
+  std::mutex mutex_;
+  std::map<uint64_t, std::vector<void*>> free_;
+  uint64_t cached_ = 0, live_ = 0, peak_ = 0;
+};
+
+Allocator& allocator() {
+  static auto* a = new Allocator;  // blocks may come back while the process exits
+  return *a;
+}
+
+std::vector<MMKernelEntry> collectKernels() {
+  std::vector<MMKernelEntry> all;
+  for (auto* p = static_cast<const KernelList* const*>(isa().kernels); *p; p++)
+    all.insert(all.end(), (*p)->entries, (*p)->entries + (*p)->count);
+  return all;
+}
+
+int32_t deviceCount(char*, uint64_t) { return 1; }
+void deviceInfo(int32_t, char* json, uint64_t size) {
+  std::snprintf(json, size, "{\"isa\":\"%s\",\"threads\":%d,\"gemm\":\"%s\",\"cachedBytes\":%llu}", isa().name, workerCount(),
+                onednnStatus(), static_cast<unsigned long long>(allocator().cached()));
+}
+int32_t streamCreate(int32_t, void** stream) {
+  *stream = nullptr;
+  return MM_OK;
+}
+void streamDestroy(void*) {}
+int32_t streamWait(void*, char*, uint64_t) { return MM_OK; }
+int32_t allocate(void*, uint64_t bytes, void** data, char* error, uint64_t error_size) {
+  *data = allocator().take(bytes);
+  if (*data) return MM_OK;
+  std::snprintf(error, error_size, "out of memory: %llu bytes could not be allocated", static_cast<unsigned long long>(bytes));
+  return MM_ERR_OUT_OF_MEMORY;
+}
+void release(void*, void* data, uint64_t bytes) { allocator().give(data, bytes); }
+int32_t copyBytes(void*, void* dst, const void* src, uint64_t bytes) {
+  std::memcpy(dst, src, bytes);
+  return MM_OK;
+}
+
+}  // namespace
+
+const MMBackend* backend() {
+  static const MMBackend* table = [] {
+    static const auto* kernels = new std::vector<MMKernelEntry>(collectKernels());
+    return new MMBackend{MM_ABI_VERSION, sizeof(MMBackend), "cpu",  kernels->data(), kernels->size(), deviceCount,
+                         deviceInfo,     streamCreate,      streamDestroy, streamWait, allocate, release, copyBytes, copyBytes};
+  }();
+  return table;
+}
+
+}  // namespace mm::cpu

@@ -1,0 +1,48 @@
+// What belongs to one JavaScript environment (the main thread or a worker): its streams, the promises that wait on them
+// and the handle count. Nothing here is static, so several environments live and die independently.
+#pragma once
+#include <napi.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/stream.h"
+
+namespace mm {
+
+class Environment {
+ public:
+  explicit Environment(Napi::Env env);
+  ~Environment();
+
+  static Environment& of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+
+  // The stream of "cpu", "cuda" or "cuda:1"; throws a JavaScript error with the reason when there is none.
+  const std::shared_ptr<Stream>& stream(Napi::Env env, const std::string& device);
+  const std::map<std::string, std::shared_ptr<Stream>>& streams() const { return streams_; }
+
+  // A promise that settles when the stream has passed this point: rejected by the first failure since the last wait,
+  // or by `check` (the poison of the tensor that is read). `work` runs on the stream's thread before.
+  Napi::Promise fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result, std::function<std::string()> work);
+
+  void setSearch(const std::string& backend, std::vector<std::string> paths) { search_[backend] = std::move(paths); }
+  const std::vector<std::string>& search(const std::string& backend) { return search_[backend]; }
+
+  int64_t handles = 0;  // live tensor handles
+
+ private:
+  struct Waiter;
+  void settle(Napi::Env env, Waiter* waiter);
+  static void shutdown(void* self);
+
+  napi_env env_;
+  std::map<std::string, std::shared_ptr<Stream>> streams_;
+  std::map<std::string, std::vector<std::string>> search_;
+  Napi::ThreadSafeFunction wake_;
+  int pending_ = 0;
+  bool closed_ = false;
+};
+
+}  // namespace mm

@@ -1,0 +1,71 @@
+import type { Attrs, OpSchema } from '../native/binding.js';
+import { opSchema, run, type Operands, type Results } from '../tensor/run.js';
+import { Tensor } from '../tensor/tensor.js';
+import type { BackwardFn } from './tape.js';
+
+interface Recorded {
+  inputs: Tensor[];
+  saved: Tensor[];
+  backward: BackwardFn;
+}
+type Rule = (operands: Operands, results: Results, attrs: Attrs | undefined) => Recorded;
+
+const rules = new Map<string, Rule | null>();
+
+/** The gradient rule of an operator, derived from its schema's backward; null when it has none. */
+export function ruleOf(op: string): Rule | null {
+  let rule = rules.get(op);
+  if (rule === undefined) {
+    const schema = opSchema(op);
+    rule = schema.backward && !schema.backward.startsWith('none') ? schemaRule(schema, opSchema(schema.backward)) : null;
+    rules.set(op, rule);
+  }
+  return rule;
+}
+
+const gradName = (name: string): string => `d${name[0]!.toUpperCase()}${name.slice(1)}`;
+
+/**
+ * The backward op's operands by name: an input or output of the forward op, or the upstream gradient of an output.
+ * Lists of inputs (concat) spread over the node's inputs in order, and their gradients come back one op call each.
+ */
+function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
+  const inputNames = forward.inputs.map((i) => i.name);
+  const outputNames = forward.outputs.map((o) => o.name);
+  const upstream = new Map(outputNames.map((name, i) => [gradName(name), i]));
+  const copied = backward.attrs.map((a) => a.name).filter((name) => name !== 'needs');
+  const masked = backward.attrs.some((a) => a.name === 'needs');
+
+  return (operands, results, attrs) => {
+    const present = inputNames.filter((name) => operands[name] instanceof Tensor);
+    const inputs = present.map((name) => operands[name] as Tensor);
+    const saved: Tensor[] = [];
+    const fixed: { [name: string]: Tensor } = {};
+    for (const { name } of backward.inputs) {
+      const value = inputNames.includes(name) ? operands[name] : outputNames.includes(name) ? results[name] : null;
+      if (value instanceof Tensor) {
+        fixed[name] = value;
+        saved.push(value);
+      }
+    }
+    const shapes = outputNames.map((name) => results[name]);
+    return {
+      inputs,
+      saved,
+      backward: (up, needs) => {
+        const given: { [name: string]: Tensor | null } = { ...fixed };
+        for (const { name, optional } of backward.inputs) {
+          const index = upstream.get(name);
+          if (index === undefined || given[name]) continue;
+          const output = shapes[index];
+          given[name] = up[index] ?? (optional || !output ? null : Tensor.zeros(output.shape, { dtype: output.dtype, device: output.device }));
+        }
+        const options: { [name: string]: number | boolean | string | undefined } = {};
+        for (const name of copied) options[name] = attrs?.[name];
+        if (masked) options['needs'] = present.reduce((mask, name, i) => (needs[i] ? mask + 2 ** inputNames.indexOf(name) : mask), 0);
+        const grads = run(backward.name, given, options);
+        return present.map((name) => grads[gradName(name)] ?? null);
+      },
+    };
+  };
+}

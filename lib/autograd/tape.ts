@@ -1,0 +1,190 @@
+import type { Attrs } from '../native/binding.js';
+import { MmError } from '../native/errors.js';
+import { run, type Operands, type Results } from '../tensor/run.js';
+import { Scope, scope, untracked } from '../tensor/scope.js';
+import { Tensor } from '../tensor/tensor.js';
+import { ruleOf } from './rules.js';
+
+/** Gradients of a node's inputs, in their order; null where none is wanted. */
+export type BackwardFn = (upstream: (Tensor | null)[], needs: boolean[]) => (Tensor | null)[];
+
+interface Node {
+  inputs: Tensor[];
+  outputs: (Tensor | null)[];
+  saved: Tensor[];
+  backward: BackwardFn;
+}
+
+let active: Tape | null = null;
+
+/** The tape that records now, if any. */
+export function activeTape(): Tape | null {
+  return active;
+}
+
+/** Runs `fn` without recording, also inside a tape. */
+export function noGrad<T>(fn: () => T): T {
+  const outer = active;
+  active = null;
+  try {
+    return fn();
+  } finally {
+    active = outer;
+  }
+}
+
+/**
+ * Records ops on tensors that lead back to a leaf with `requiresGrad`, and walks them backwards once. It holds what the
+ * gradient rules need, also after the tensors' scopes closed, and lets go of it node by node during backward().
+ *
+ *     using tape = new Tape();
+ *     const loss = tape.record(() => model.loss(batch));
+ *     const grads = tape.backward(loss, parameters);
+ */
+export class Tape implements Disposable {
+  #nodes: Node[] = [];
+  #made = new Set<Tensor>();
+  #leaves = new Set<Tensor>();
+  #spent = false;
+
+  /** Runs the synchronous `fn` with this tape recording. */
+  record<T>(fn: () => T): T {
+    if (this.#spent) throw new MmError('ERR_DISPOSED', 'the tape was used up by backward() or dispose(); make a new one');
+    const outer = active;
+    active = this;
+    try {
+      return fn();
+    } finally {
+      active = outer;
+    }
+  }
+
+  /** Whether a gradient can flow into `t`. */
+  tracks(t: Tensor): boolean {
+    return t.requiresGrad || this.#made.has(t);
+  }
+  /** Leaves with requiresGrad that recorded ops touched. */
+  get leaves(): Tensor[] {
+    return [...this.#leaves];
+  }
+
+  /** Internal: records an operator call by the rule of its schema. */
+  recordOp(op: string, operands: Operands, results: Results, attrs: Attrs | undefined): void {
+    const rule = ruleOf(op);
+    if (!rule) return;
+    const { inputs, saved, backward } = rule(operands, results, attrs);
+    this.recordNode(inputs, Object.values(results), saved, backward);
+  }
+
+  /** Records a hand-written rule. `saved` tensors stay usable until the node was walked. */
+  recordNode(inputs: Tensor[], outputs: (Tensor | null)[], saved: Tensor[], backward: BackwardFn): void {
+    if (!inputs.some((t) => this.tracks(t))) return;
+    for (const t of inputs) if (t.requiresGrad) this.#leaves.add(t);
+    for (const t of saved) t.hold();
+    for (const t of outputs) if (t) this.#made.add(t);
+    this.#nodes.push({ inputs, outputs, saved, backward });
+  }
+
+  /**
+   * d loss / d wrt for each of `wrt`; null for one that the loss does not depend on. `loss` has one element, unless its
+   * upstream gradient is given. Frees everything recorded; the tape cannot be used again.
+   */
+  backward(loss: Tensor, wrt: readonly Tensor[], upstream?: Tensor): (Tensor | null)[] {
+    const all = this.backwardAll([[loss, upstream ?? null]]);
+    const wanted = new Set(wrt);
+    for (const [leaf, grad] of all) if (!wanted.has(leaf)) grad.dispose();
+    return wrt.map((t) => all.get(t) ?? null);
+  }
+
+  /** Gradients of all leaves, from several outputs with their upstream gradients (null: ones, for a single element). */
+  backwardAll(roots: readonly (readonly [Tensor, Tensor | null])[]): Map<Tensor, Tensor> {
+    if (this.#spent) throw new MmError('ERR_DISPOSED', 'the tape was used up by backward() or dispose(); make a new one');
+    return noGrad(() =>
+      scope(() => {
+        const grads = new Map<Tensor, Tensor>();
+        for (const [root, given] of roots) {
+          if (!given && root.size !== 1)
+            throw new MmError('ERR_SHAPE', `backward() starts from one element; the shape is [${root.shape.join(', ')}]: give the upstream gradient`);
+          accumulate(grads, root, given ? run('copy', { x: given })['y']! : Tensor.full(root.shape, 1, { device: root.device, dtype: root.dtype }));
+        }
+        while (this.#nodes.length) {
+          const node = this.#nodes.pop()!;
+          const up = node.outputs.map((o) => (o ? (grads.get(o) ?? null) : null));
+          if (up.some((g) => g)) {
+            const needs = node.inputs.map((t) => this.tracks(t));
+            const temporary = new Scope();
+            const results = temporary.run(() => node.backward(up, needs));
+            results.forEach((g, i) => {
+              if (g && needs[i]) {
+                temporary.release(g);
+                accumulate(grads, node.inputs[i]!, g);
+              }
+            });
+            temporary.dispose();
+          }
+          for (const o of node.outputs)
+            if (o && grads.has(o)) {
+              grads.get(o)!.dispose();
+              grads.delete(o);
+            }
+          for (const t of node.saved) t.drop();
+        }
+        this.dispose();
+        for (const [t, g] of grads)
+          if (!t.requiresGrad) {
+            g.dispose();
+            grads.delete(t);
+          }
+        return grads;
+      }),
+    );
+  }
+
+  /** Lets go of everything recorded. */
+  dispose(): void {
+    this.#spent = true;
+    for (const node of this.#nodes) for (const t of node.saved) t.drop();
+    this.#nodes = [];
+    this.#made.clear();
+  }
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function accumulate(grads: Map<Tensor, Tensor>, t: Tensor, g: Tensor): void {
+  const before = grads.get(t);
+  if (!before) {
+    grads.set(t, g);
+    return;
+  }
+  grads.set(t, run('add', { a: before, b: g })['y']!);
+  before.dispose();
+  g.dispose();
+}
+
+/**
+ * Runs `fn(inputs)` without keeping its intermediates and computes them again during backward (arXiv 1604.06174): memory
+ * for one more forward. `fn` must be deterministic and return one tensor.
+ */
+export function checkpoint(fn: (inputs: Tensor[]) => Tensor, inputs: Tensor[]): Tensor {
+  const outer = active;
+  if (!outer) return fn(inputs);
+  const probe = new Tape();
+  const output = probe.record(() => scope(() => fn(inputs)));
+  const leaves = probe.leaves.filter((t) => !inputs.includes(t));
+  probe.dispose();
+  outer.recordNode([...inputs, ...leaves], [output], inputs, (up) => {
+    const inner = new Tape();
+    const fresh = inputs.map((t) => {
+      const alias = untracked(() => t.aliased(t.shape, t.strides, 0));
+      alias.requiresGrad = outer.tracks(t);
+      return alias;
+    });
+    const again = inner.record(() => scope(() => fn(fresh)));
+    const grads = inner.backwardAll([[again, up[0]!]]);
+    for (const t of fresh) t.dispose();
+    return [...fresh, ...leaves].map((t) => grads.get(t) ?? null);
+  });
+  return output;
+}

@@ -1,0 +1,32 @@
+import { binding } from './loader.js';
+
+/** One device backend, as `backends()` reports it. */
+export interface BackendInfo {
+  name: 'cpu' | 'cuda';
+  available: boolean;
+  /** why it is not available; null when it is */
+  reason: string | null;
+  /** the shared library it was loaded from; null for the CPU */
+  library: string | null;
+  /** one object a device: for the CPU {isa, threads, gemm, cachedBytes} */
+  devices: Record<string, unknown>[];
+}
+
+/** What this process can compute on, and why not on the rest. */
+export function backends(): BackendInfo[] {
+  return binding()
+    .backends()
+    .map((b) => ({ ...b, name: b.name as BackendInfo['name'], devices: b.devices.map((d) => JSON.parse(d) as Record<string, unknown>) }));
+}
+
+let told = false;
+
+/** 'auto' becomes 'cuda' where it is available, else 'cpu' (said once on stderr); other names pass. */
+export function resolveDevice(device: string): string {
+  if (device !== 'auto') return device;
+  const cuda = backends().find((b) => b.name === 'cuda');
+  if (cuda?.available) return 'cuda:0';
+  if (!told) process.stderr.write(`mmmamba: running on the CPU (cuda: ${cuda?.reason ?? 'absent'})\n`);
+  told = true;
+  return 'cpu';
+}

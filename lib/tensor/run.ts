@@ -1,0 +1,72 @@
+import type { Attrs, OpSchema } from '../native/binding.js';
+import { MmError } from '../native/errors.js';
+import { adopt, binding } from '../native/loader.js';
+import { Tensor } from './tensor.js';
+
+export type Operand = Tensor | readonly Tensor[] | null | undefined;
+export type Operands = { readonly [name: string]: Operand };
+export type Results = { [name: string]: Tensor | null };
+
+interface Entry {
+  id: number;
+  schema: OpSchema;
+}
+let table: Map<string, Entry> | undefined;
+
+function entries(): Map<string, Entry> {
+  table ??= new Map(
+    binding()
+      .schemas()
+      .map((schema, id) => [schema.name, { id, schema }]),
+  );
+  return table;
+}
+
+/** All operators, as csrc/ops declares them. */
+export function opSchemas(): OpSchema[] {
+  return [...entries().values()].map((e) => e.schema);
+}
+export function opSchema(op: string): OpSchema {
+  const entry = entries().get(op);
+  if (!entry) throw new MmError('ERR_ARGUMENT', `unknown operator '${op}'`);
+  return entry.schema;
+}
+
+/**
+ * Runs one operator by name, without any tape: operands and results by the schema's names; a result that the op did not
+ * produce is null. Only lib/ops and lib/autograd call this.
+ */
+export function run(op: string, operands: Operands, attrs?: Attrs, device?: string): Results {
+  const entry = entries().get(op);
+  if (!entry) throw new MmError('ERR_ARGUMENT', `unknown operator '${op}'`);
+  const { id, schema } = entry;
+  let where = device;
+  const slots = schema.inputs.map(({ name }) => {
+    const value = operands[name];
+    if (value === null || value === undefined) return null;
+    if (value instanceof Tensor) {
+      where ??= value.device;
+      return value.handle;
+    }
+    if (!Array.isArray(value)) throw new MmError('ERR_ARGUMENT', `${op}: ${name} must be a tensor${schema.inputs.find((i) => i.name === name)?.list ? ' list' : ''}`);
+    return value.map((t: unknown, i) => {
+      if (!(t instanceof Tensor)) throw new MmError('ERR_ARGUMENT', `${op}: ${name}[${i}] must be a tensor`);
+      where ??= t.device;
+      return t.handle;
+    });
+  });
+  for (const name in operands)
+    if (!schema.inputs.some((i) => i.name === name))
+      throw new MmError('ERR_ARGUMENT', `${op}: unknown operand '${name}'; it takes ${schema.inputs.map((i) => i.name).join(', ') || 'none'}`);
+  try {
+    const out = binding().run(id, slots, attrs, where);
+    const results: Results = {};
+    schema.outputs.forEach(({ name }, i) => {
+      const w = out[i];
+      results[name] = w ? new Tensor(w, where ?? 'cpu') : null;
+    });
+    return results;
+  } catch (error) {
+    throw adopt(error);
+  }
+}
