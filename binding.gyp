@@ -4,9 +4,32 @@
   "variables": {
     "cpu_kernels": [
       "csrc/cpu/table.cc",
+      "csrc/cpu/ssd.cc",
+      "csrc/cpu/linear_attention.cc",
       "csrc/cpu/copy.cc",
+      "csrc/cpu/reduction.cc",
+      "csrc/cpu/index.cc",
+      "csrc/cpu/loss.cc",
+      "csrc/cpu/optimizer.cc",
+      "csrc/cpu/sampling.cc",
+      "csrc/cpu/causal_conv1d.cc",
+      "csrc/cpu/selective_scan.cc",
+      "csrc/cpu/selective_state_update.cc",
       "csrc/cpu/elementwise.cc",
-      "csrc/cpu/rms_norm.cc"
+      "csrc/cpu/attention.cc",
+      "csrc/cpu/attention_kv_cache.cc",
+      "csrc/cpu/rope.cc",
+      "csrc/cpu/gated_rms_norm.cc",
+      "csrc/cpu/layer_norm.cc",
+      "csrc/cpu/activation.cc",
+      "csrc/cpu/rms_norm.cc",
+      "csrc/cpu/gemm.cc",
+      "csrc/cpu/linear.cc",
+      "csrc/cpu/matmul.cc",
+      "csrc/cpu/embedding.cc",
+      "csrc/cpu/patch_embed.cc",
+      "csrc/cpu/pixel_shuffle.cc",
+      "csrc/cpu/pos_embed_bicubic.cc"
     ],
     "common_flags": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-psabi"]
   },

@@ -43,6 +43,12 @@ MM_INLINE vf splat(float x) { return x - vf{}; }
 MM_INLINE vi asInt(vf x) { return (vi)x; }
 MM_INLINE vf asFloat(vi x) { return (vf)x; }
 MM_INLINE vf toFloat(vi x) { return __builtin_convertvector(x, vf); }
+MM_INLINE vi laneIndex() {  // 0, 1, 2, ...
+  vi r{};
+#pragma GCC unroll 16
+  for (int i = 0; i < VL; i++) r[i] = i;
+  return r;
+}
 MM_INLINE vf select(vi mask, vf a, vf b) { return mask ? a : b; }
 MM_INLINE vf vmax(vf a, vf b) { return a > b ? a : b; }
 MM_INLINE vf vmin(vf a, vf b) { return a < b ? a : b; }
@@ -111,8 +117,14 @@ MM_INLINE f16 fromF32<f16>(float x) {
 // ---- loads and stores of VL lanes
 MM_INLINE vf load(const float* p) { return (vf)*reinterpret_cast<const vf_unaligned*>(p); }
 MM_INLINE vf load(const bf16* p) {
+#if defined(__AVX512F__)
+  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(-1, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))) << 16);
+#elif defined(__AVX2__)
+  return (vf)((vu)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#else
   const vh h = (vh)*reinterpret_cast<const vh_unaligned*>(p);
   return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 MM_INLINE vf load(const f16* p) {  // the masked forms (all lanes) keep GCC 12 from warning about its own header
 #if defined(__AVX512F__)
@@ -168,8 +180,7 @@ MM_INLINE void storePartial<float>(float* p, vf x, int n) { _mm512_mask_storeu_p
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 template <>
 MM_INLINE vf loadPartial<bf16>(const bf16* p, int n) {
-  const vh h = (vh)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
-  return (vf)(__builtin_convertvector(h, vu) << 16);
+  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(-1, _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p)) << 16);
 }
 template <>
 MM_INLINE vf loadPartial<f16>(const f16* p, int n) {
@@ -198,52 +209,18 @@ MM_INLINE vf loadUpTo(const T* p, int64_t n) { return n >= VL ? load(p) : loadPa
 template <class T>
 MM_INLINE void storeUpTo(T* p, vf x, int64_t n) { n >= VL ? store(p, x) : storePartial(p, x, int(n)); }
 
-// ---- shuffles between lanes
-// Folds: lane i of the first (second) operand of the last step is joined with lane i + W/2 of its group of W lanes.
-template <int W, int... I>
-MM_INLINE vf foldLow(vf a, vf b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I % W < W / 2 ? I : VL + I - W / 2)...);
-}
-template <int W, int... I>
-MM_INLINE vf foldHigh(vf a, vf b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (I % W < W / 2 ? I + W / 2 : VL + I)...);
-}
-using Lanes = std::make_integer_sequence<int, VL>;
-
-// ---- horizontal, in a fixed order
-template <int W = VL>
+// ---- horizontal, in a fixed order: neighbours first, as sumLanes() of simd/lanes.h, so both give the same bits
+template <int S, int... I>
+MM_INLINE vf swapLanes(vf x, std::integer_sequence<int, I...>) { return __builtin_shufflevector(x, x, (I ^ S)...); }
+template <int S = 1>
 MM_INLINE float sum(vf x) {
-  if constexpr (W == 1) return x[0];
-  else return sum<W / 2>(x + foldHigh<W>(x, x, Lanes{}));
+  if constexpr (S == VL) return x[0];
+  else return sum<2 * S>(x + swapLanes<S>(x, std::make_integer_sequence<int, VL>{}));
 }
-template <int W = VL>
+template <int S = 1>
 MM_INLINE float maximum(vf x) {
-  if constexpr (W == 1) return x[0];
-  else return maximum<W / 2>(vmax(x, foldHigh<W>(x, x, Lanes{})));
-}
-// Lane i of the result = sum(x[i]), to the bit, for VL vectors at once; x is overwritten.
-template <int W = VL>
-MM_INLINE vf sums(vf* x) {
-  if constexpr (W == 1) return x[0];
-  else {
-#pragma GCC unroll 8
-    for (int i = 0; i < W / 2; i++) x[i] = foldLow<W>(x[i], x[i + W / 2], Lanes{}) + foldHigh<W>(x[i], x[i + W / 2], Lanes{});
-    return sums<W / 2>(x);
-  }
-}
-// Transposes the VL x VL matrix of the rows x[0..VL).
-template <int W = VL>
-MM_INLINE void transposeLanes(vf* x) {
-  if constexpr (W > 1) {
-#pragma GCC unroll 16
-    for (int i = 0; i < VL; i++)
-      if (i % W < W / 2) {
-        const vf a = x[i], b = x[i + W / 2];
-        x[i] = foldLow<W>(a, b, Lanes{});
-        x[i + W / 2] = foldHigh<W>(a, b, Lanes{});
-      }
-    transposeLanes<W / 2>(x);
-  }
+  if constexpr (S == VL) return x[0];
+  else return maximum<2 * S>(vmax(x, swapLanes<S>(x, std::make_integer_sequence<int, VL>{})));
 }
 
 // ---- elementary functions

@@ -1,0 +1,162 @@
+import type { Attrs } from '../lib/native/binding.js';
+
+/** One operand of a benchmark: uniform values in [low, high), or integers when `ints` is given. */
+export interface BenchInput {
+  shape: number[];
+  low?: number;
+  high?: number;
+  /** i32 values in [0, ints) */
+  ints?: number;
+  /** exact i32 values */
+  values?: number[];
+  /** fixed f32, whatever the dtype of the run (states, A, dt) */
+  f32?: boolean;
+  /** memory order of the axes, e.g. [0, 2, 1] for a channel-last (B, D, L) */
+  order?: number[];
+}
+
+/** One shape of one op. `flops` counts multiplications and additions; bytes are those of all operands and results. */
+export interface BenchCase {
+  op: string;
+  name: string;
+  inputs: Record<string, BenchInput | BenchInput[]>;
+  attrs?: Attrs;
+  flops?: number;
+  /** flops of the backward op, when it is to be timed too */
+  backwardFlops?: number;
+  /** time the backward op as well */
+  backward?: boolean;
+}
+
+const t = (...shape: number[]): BenchInput => ({ shape });
+const decay = (...shape: number[]): BenchInput => ({ shape, low: -1.5, high: -0.5, f32: true });
+const small = (...shape: number[]): BenchInput => ({ shape, low: 0.001, high: 0.1, f32: true });
+
+function ssd(name: string, B: number, L: number, H: number, P: number, N: number, G: number): BenchCase {
+  const chunk = 64; // operations of the chunked form at this chunk length; the state pass is small beside it
+  const flops = 2 * B * H * L * ((chunk / 2) * N + (chunk / 2) * P + 2 * P * N);
+  return {
+    op: 'ssd',
+    name,
+    inputs: { x: t(B, L, H, P), dt: small(B, L, H), A: decay(H), B: t(B, L, G, N), C: t(B, L, G, N) },
+    flops,
+    backward: true,
+    backwardFlops: 2.5 * flops,
+  };
+}
+
+function linearFamily(op: string, B: number, T: number, H: number, K: number, V: number): BenchCase {
+  const flops = 2 * B * H * T * (32 * K + 32 * V + 2 * K * V);
+  const gates: Record<string, BenchInput> =
+    op === 'simpleGla' ? { g: { shape: [B, T, H], low: -0.1, high: 0, f32: true } } : op === 'gla' ? { gk: { shape: [B, T, H, K], low: -0.1, high: 0, f32: true } } : {};
+  return {
+    op,
+    name: `B${B} T${T} H${H} K${K} V${V}`,
+    inputs: { q: t(B, T, H, K), k: t(B, T, H, K), v: t(B, T, H, V), ...gates },
+    attrs: { scale: K ** -0.5 },
+    flops,
+    backward: true,
+    backwardFlops: 2.5 * flops,
+  };
+}
+
+function attention(B: number, Lq: number, Lk: number, H: number, Hk: number, D: number, causal: boolean): BenchCase {
+  const flops = 4 * B * H * Lq * Lk * D * (causal && Lq === Lk ? 0.5 : 1);
+  return {
+    op: 'attention',
+    name: `B${B} Lq${Lq} Lk${Lk} H${H} Hk${Hk} D${D}${causal ? ' causal' : ''}`,
+    inputs: { q: t(B, Lq, H, D), k: t(B, Lk, Hk, D), v: t(B, Lk, Hk, D) },
+    attrs: { causal },
+    flops,
+    backward: Lq > 1,
+    backwardFlops: 2.5 * flops,
+  };
+}
+
+function linear(M: number, K: number, N: number): BenchCase {
+  return { op: 'linear', name: `${M}x${K}x${N}`, inputs: { x: t(M, K), weight: t(N, K) }, flops: 2 * M * K * N, backward: M > 1, backwardFlops: 4 * M * K * N };
+}
+
+/** Every op at shapes that models use; the first of each op is small enough for `--quick`. */
+export const benchCases: BenchCase[] = [
+  ssd('train B128 L32 H6 P32 N32', 128, 32, 6, 32, 32, 6),
+  ssd('L8192 H16 P128 N128 G16', 1, 8192, 16, 128, 128, 16),
+  ssd('L8192 H80 P64 N128 G1', 1, 8192, 80, 64, 128, 1),
+  linearFamily('linearAttention', 1, 4096, 16, 128, 128),
+  linearFamily('simpleGla', 1, 4096, 16, 128, 128),
+  linearFamily('gla', 1, 4096, 16, 128, 128),
+  {
+    op: 'selectiveScan',
+    name: 'B1 D1024 N16 L2048',
+    inputs: { u: t(1, 1024, 2048), delta: { shape: [1, 1024, 2048], low: 0.001, high: 0.1 }, A: decay(1024, 16), B: t(1, 16, 2048), C: t(1, 16, 2048) },
+    flops: 6 * 1024 * 16 * 2048,
+    backward: true,
+    backwardFlops: 18 * 1024 * 16 * 2048,
+  },
+  {
+    op: 'selectiveStateUpdate',
+    name: 'B1 H16 P128 N128',
+    inputs: { state: { shape: [1, 16, 128, 128], f32: true }, x: t(1, 16, 128), dt: small(1, 16), A: decay(16), B: t(1, 16, 128), C: t(1, 16, 128) },
+    flops: 6 * 16 * 128 * 128,
+  },
+  attention(128, 32, 32, 6, 3, 32, true),
+  attention(1, 2048, 2048, 16, 8, 128, true),
+  attention(1, 8192, 8192, 4, 2, 128, true),
+  {
+    op: 'attentionKvCache',
+    name: 'one query over 32768 keys, H16 Hk8 D128',
+    inputs: { q: t(1, 1, 16, 128), kCache: t(1, 32768, 8, 128), vCache: t(1, 32768, 8, 128), lengths: { shape: [1], values: [32768] } },
+    flops: 4 * 16 * 32768 * 128,
+  },
+  { op: 'causalConv1d', name: 'channel-last B1 D2048 L4096 W2 silu', inputs: { x: { shape: [1, 2048, 4096], order: [0, 2, 1] }, weight: t(2048, 2), bias: t(2048) }, attrs: { activation: 'silu' }, backward: true },
+  { op: 'causalConv1d', name: 'channel-last B1 D2048 L4096 W4 silu', inputs: { x: { shape: [1, 2048, 4096], order: [0, 2, 1] }, weight: t(2048, 4), bias: t(2048) }, attrs: { activation: 'silu' }, backward: true },
+  { op: 'causalConv1dUpdate', name: 'B64 D6144 W2', inputs: { x: t(64, 6144), convState: t(64, 6144, 1), weight: t(6144, 2), bias: t(6144) }, attrs: { activation: 'silu' } },
+  { op: 'rmsNorm', name: '8192 x 2048', inputs: { x: t(8192, 2048), weight: t(2048) }, backward: true },
+  { op: 'gatedRmsNorm', name: '8192 x 16 heads of 128', inputs: { x: t(1, 8192, 16, 128), gate: t(1, 8192, 16, 128), weight: t(128) }, backward: true },
+  { op: 'layerNorm', name: '8192 x 2048', inputs: { x: t(8192, 2048), weight: t(2048), bias: t(2048) }, backward: true },
+  {
+    op: 'rope',
+    name: 'B1 H16 Hk8 L4096 D128',
+    inputs: {
+      q: { shape: [1, 16, 4096, 128], order: [0, 2, 1, 3] },
+      k: { shape: [1, 8, 4096, 128], order: [0, 2, 1, 3] },
+      cos: { shape: [4096, 128], f32: true },
+      sin: { shape: [4096, 128], f32: true },
+      positionIds: { shape: [1, 4096], ints: 4096 },
+    },
+  },
+  { op: 'swiglu', name: '8192 x 8192', inputs: { a: t(8192, 8192), b: t(8192, 8192) }, backward: true },
+  { op: 'gelu', name: '8192 x 4096', inputs: { x: t(8192, 4096) }, backward: true },
+  { op: 'silu', name: '8192 x 4096', inputs: { x: t(8192, 4096) }, backward: true },
+  linear(4096, 192, 512),
+  linear(4096, 512, 192),
+  linear(4096, 2048, 2048),
+  linear(1, 2048, 8192),
+  { op: 'matmul', name: '16 x 512x128x512', inputs: { a: t(16, 512, 128), b: t(16, 128, 512) }, flops: 2 * 16 * 512 * 128 * 512, backward: true, backwardFlops: 4 * 16 * 512 * 128 * 512 },
+  { op: 'embedding', name: '8192 of 92553 x 2048', inputs: { weight: t(92553, 2048), ids: { shape: [8192], ints: 92553 } } },
+  { op: 'patchEmbed', name: '12 tiles 448, patch 14, 1024 wide', inputs: { x: t(12, 3, 448, 448), weight: t(1024, 3, 14, 14), bias: t(1024) }, flops: 2 * 12 * 1024 * 1024 * 588 },
+  { op: 'pixelShuffle', name: '12 x 1024 x 1024', inputs: { x: t(12, 1024, 1024) } },
+  { op: 'add', name: '64 Mi elements', inputs: { a: t(1 << 26), b: t(1 << 26) } },
+  { op: 'mul', name: 'row broadcast 16384 x 4096', inputs: { a: t(16384, 4096), b: t(4096) } },
+  { op: 'unary', name: 'exp, 64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { kind: 'exp' } },
+  { op: 'copy', name: 'transpose 8192 x 8192', inputs: { x: { shape: [8192, 8192], order: [1, 0] } } },
+  { op: 'sum', name: 'last axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: -1 } },
+  { op: 'gatherRows', name: '65536 of 92553 x 512', inputs: { x: t(92553, 512), index: { shape: [65536], ints: 92553 } } },
+  { op: 'crossEntropy', name: '1024 x 92553', inputs: { logits: t(1024, 92553), labels: { shape: [1024], ints: 92553 } } },
+  { op: 'klDiv', name: '512 x 92553', inputs: { student: t(512, 92553), teacher: t(512, 92553) } },
+  { op: 'mse', name: '8192 x 2048', inputs: { pred: t(8192, 2048), target: t(8192, 2048) } },
+  {
+    op: 'adamW',
+    name: '16 Mi parameters, bf16 copies',
+    inputs: {
+      params: [{ shape: [1 << 24], f32: true }],
+      grads: [{ shape: [1 << 24], f32: true }],
+      expAvg: [{ shape: [1 << 24], f32: true }],
+      expAvgSq: [{ shape: [1 << 24], low: 0, high: 1, f32: true }],
+    },
+    attrs: { lr: 1e-6, step: 1 },
+  },
+  { op: 'gradNorm', name: '16 Mi elements', inputs: { grads: [{ shape: [1 << 24], f32: true }] } },
+  { op: 'argmax', name: '64 x 92553', inputs: { x: t(64, 92553) } },
+  { op: 'sample', name: '16 x 92553, top-k 50, top-p 0.9', inputs: { logits: t(16, 92553) }, attrs: { temperature: 0.8, topK: 50, topP: 0.9 } },
+];

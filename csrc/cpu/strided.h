@@ -1,0 +1,194 @@
+// Loop nests over strided operands, and the copy between any two layouts that is built on them.
+//
+// Axes of size 1 are dropped and neighbours that all operands walk as one are merged, so that a dense operand becomes
+// one long row. A copy then is one of three: rows (both sides dense in the innermost axis), tiles (the source is dense
+// in another axis than the destination: squares are transposed in registers, so that both sides are touched in whole
+// cache lines), or single elements.
+#pragma once
+#include "cpu/kernel.h"
+#include "cpu/simd/lanes.h"
+
+namespace mm::cpu::MM_ISA {
+
+// K operands walked together: the axes outermost first, with one stride an operand.
+template <int K>
+struct Nest {
+  int ndim = 0;
+  int64_t size[MM_MAX_DIMS];
+  int64_t stride[K][MM_MAX_DIMS];
+
+  void push(int64_t n, const int64_t* strides) {
+    size[ndim] = n;
+    for (int k = 0; k < K; k++) stride[k][ndim] = strides[k];
+    ndim++;
+  }
+  void swap(int a, int b) {
+    exchange(size[a], size[b]);
+    for (int k = 0; k < K; k++) exchange(stride[k][a], stride[k][b]);
+  }
+  static void exchange(int64_t& a, int64_t& b) {
+    const int64_t old = a;
+    a = b;
+    b = old;
+  }
+  // Orders the axes by the strides of operand k, the largest first.
+  void sortBy(int k) {
+    for (int i = 1; i < ndim; i++)
+      for (int j = i; j > 0 && stride[k][j] > stride[k][j - 1]; j--) swap(j, j - 1);
+  }
+  // Drops axes of size 1 and merges neighbours; at least one axis stays.
+  void coalesce() {
+    int n = 0;
+    for (int i = 0; i < ndim; i++) {
+      if (size[i] == 1) continue;
+      bool merge = n > 0;
+      for (int k = 0; merge && k < K; k++) merge = stride[k][n - 1] == stride[k][i] * size[i];
+      if (!merge) {
+        size[n] = size[i];
+        for (int k = 0; k < K; k++) stride[k][n] = stride[k][i];
+        n++;
+        continue;
+      }
+      size[n - 1] *= size[i];
+      for (int k = 0; k < K; k++) stride[k][n - 1] = stride[k][i];
+    }
+    ndim = n;
+    if (!n) {
+      const int64_t ones[MM_MAX_DIMS] = {1, 1, 1, 1, 1, 1};
+      push(1, ones);
+    }
+  }
+  int64_t count(int dims) const {
+    int64_t n = 1;
+    for (int i = 0; i < dims; i++) n *= size[i];
+    return n;
+  }
+};
+
+// Position in the first `dims` axes of a nest.
+template <int K>
+struct Cursor {
+  const Nest<K>& nest;
+  int dims;
+  int64_t index[MM_MAX_DIMS] = {};
+  int64_t offset[K] = {};
+
+  Cursor(const Nest<K>& n, int d, int64_t flat) : nest(n), dims(d) {
+    for (int i = dims - 1; i >= 0; i--) {
+      index[i] = flat % nest.size[i];
+      flat /= nest.size[i];
+      for (int k = 0; k < K; k++) offset[k] += index[i] * nest.stride[k][i];
+    }
+  }
+  void next() {
+    for (int i = dims - 1; i >= 0; i--) {
+      for (int k = 0; k < K; k++) offset[k] += nest.stride[k][i];
+      if (++index[i] < nest.size[i]) return;
+      for (int k = 0; k < K; k++) offset[k] -= nest.size[i] * nest.stride[k][i];
+      index[i] = 0;
+    }
+  }
+};
+
+// f(offsets of the K operands, n) over pieces of the innermost axis, in parallel: whole rows, or blocks of long ones.
+template <int K, class F>
+void forRows(const Nest<K>& nest, F&& f) {
+  constexpr int64_t kBlock = 16384;
+  const int64_t n = nest.size[nest.ndim - 1], blocks = (n + kBlock - 1) / kBlock, rows = nest.count(nest.ndim - 1);
+  parallelFor(rows * blocks, blocks > 1 ? 1 : 1 + kBlock / (n + 1), [&](int64_t begin, int64_t end, int) {
+    Cursor<K> at(nest, nest.ndim - 1, begin / (blocks ? blocks : 1));
+    int64_t block = begin % (blocks ? blocks : 1);
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t first = block * kBlock, length = n - first < kBlock ? n - first : kBlock;
+      int64_t offset[K];
+      for (int k = 0; k < K; k++) offset[k] = at.offset[k] + first * nest.stride[k][nest.ndim - 1];
+      f(offset, length);
+      if (++block == blocks) {
+        block = 0;
+        at.next();
+      }
+    }
+  });
+}
+
+// dst[j * dstStride + i] = src[i * srcStride + j]: i < rows, j < cols
+template <class E>
+void transposeElements(int64_t rows, int64_t cols, const E* src, int64_t srcStride, E* dst, int64_t dstStride) {
+  constexpr int M = sizeof(E) == 4 ? VL : sizeof(E) == 2 && VL < 16 ? 8 : 16;
+  typedef E Vec __attribute__((vector_size(M * sizeof(E))));
+  int64_t i = 0;
+  for (; i + M <= rows; i += M) {
+    int64_t j = 0;
+    for (; j + M <= cols; j += M) {
+      Vec r[M];
+#pragma GCC unroll 16
+      for (int k = 0; k < M; k++) std::memcpy(&r[k], src + (i + k) * srcStride + j, sizeof(Vec));
+      transposeLanes<M>(r);
+#pragma GCC unroll 16
+      for (int k = 0; k < M; k++) std::memcpy(dst + (j + k) * dstStride + i, &r[k], sizeof(Vec));
+    }
+    for (; j < cols; j++)
+      for (int k = 0; k < M; k++) dst[j * dstStride + i + k] = src[(i + k) * srcStride + j];
+  }
+  for (int64_t j = 0; j < cols; j++)
+    for (int64_t k = i; k < rows; k++) dst[j * dstStride + k] = src[k * srcStride + j];
+}
+
+template <class E>
+void copyElements(Nest<2> nest, const E* src, E* dst) {
+  const int last = nest.ndim - 1;
+  if (nest.stride[0][last] == 1 && nest.stride[1][last] == 1) {
+    forRows(nest, [&](const int64_t* offset, int64_t n) {
+      const E* from = src + offset[0];
+      E* to = dst + offset[1];
+      if (n * int64_t(sizeof(E)) >= 64) std::memcpy(to, from, size_t(n) * sizeof(E));
+      else
+        for (int64_t j = 0; j < n; j++) to[j] = from[j];
+    });
+    return;
+  }
+  int dense = -1;
+  for (int i = 0; i < last; i++)
+    if (nest.stride[0][i] == 1) dense = i;
+  if (dense >= 0 && nest.stride[1][last] == 1 && nest.size[dense] >= 4 && nest.size[last] >= 4) {
+    constexpr int64_t kTile = 64;
+    nest.swap(dense, last - 1);
+    const int64_t cols = nest.size[last - 1], rows = nest.size[last];
+    const int64_t colTiles = (cols + kTile - 1) / kTile, rowTiles = (rows + kTile - 1) / kTile;
+    parallelFor(nest.count(last - 1) * colTiles * rowTiles, 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t item = begin; item < end; item++) {
+        const int64_t i = item % rowTiles * kTile, j = item / rowTiles % colTiles * kTile;
+        const Cursor<2> at(nest, last - 1, item / (rowTiles * colTiles));
+        transposeElements(rows - i < kTile ? rows - i : kTile, cols - j < kTile ? cols - j : kTile,
+                          src + at.offset[0] + i * nest.stride[0][last] + j, nest.stride[0][last],
+                          dst + at.offset[1] + j * nest.stride[1][last - 1] + i, nest.stride[1][last - 1]);
+      }
+    });
+    return;
+  }
+  forRows(nest, [&](const int64_t* offset, int64_t n) {
+    const int64_t s = nest.stride[0][last], d = nest.stride[1][last];
+    for (int64_t j = 0; j < n; j++) dst[offset[1] + j * d] = src[offset[0] + j * s];
+  });
+}
+
+inline int64_t elementSize(int32_t dtype) { return dtype == MM_F32 || dtype == MM_I32 ? 4 : dtype == MM_U8 ? 1 : 2; }
+
+// Copies src into dst: same shape, same element size, any strides. dst must not overlap src.
+inline void copyStrided(const MMTensorView& src, const MMTensorView& dst) {
+  Nest<2> nest;
+  for (int i = 0; i < dst.ndim; i++) {
+    if (!dst.shape[i]) return;
+    const int64_t strides[2] = {src.stride[i], dst.stride[i]};
+    if (dst.shape[i] > 1) nest.push(dst.shape[i], strides);
+  }
+  nest.sortBy(1);
+  nest.coalesce();
+  switch (elementSize(dst.dtype)) {
+    case 4: return copyElements(nest, data<const uint32_t>(src), data<uint32_t>(dst));
+    case 2: return copyElements(nest, data<const uint16_t>(src), data<uint16_t>(dst));
+    default: return copyElements(nest, data<const uint8_t>(src), data<uint8_t>(dst));
+  }
+}
+
+}  // namespace mm::cpu::MM_ISA

@@ -1,0 +1,11 @@
+export { parseModelConfig, readModelConfig, studentConfig, defaultMixer, blockTypes } from './config.js';
+export type { BlockType, MixerConfig, ModelConfig, RopeConfig, StackConfig, VisionConfig } from './config.js';
+export type { Tap } from './context.js';
+export { batchOf, type Batch, type ModelInputs } from './inputs.js';
+export { VisionLanguageModel, type BlockRunner, type ForwardOptions, type LogitPositions } from './model.js';
+export { RecurrentState } from './state.js';
+export { convertLayout, seedStudent, withAttentionLayers, type SeedOptions } from './seed.js';
+export { distillLayers, distillLogits } from './distill.js';
+export type { LayerDistillOptions, LayerDistillResult, LogitDistillOptions, LogitDistillResult } from './distill.js';
+export { generate, generateTokens, type Generated, type GenerateOptions } from './generate.js';
+export { loadModel, loadRawState, placementOf, rawState, saveModel, type LoadOptions, type SaveOptions } from './load.js';

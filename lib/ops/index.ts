@@ -1,0 +1,2 @@
+export * from './generated.js';
+export * from './views.js';

@@ -1,0 +1,1 @@
+export { byteText, percent, reportHtml, tokenText, type ModelName, type ReportData } from './html.js';

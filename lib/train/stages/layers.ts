@@ -1,0 +1,18 @@
+import { distillLayers } from '../../models/distill.js';
+import type { VisionLanguageModel } from '../../models/model.js';
+import type { Objective } from '../loop.js';
+
+/**
+ * Stages 1 and 2 (arXiv 2502.13145, section 3.3): every mixer imitates the attention of the teacher's layer, fed the
+ * teacher's hidden state. The two differ in what is trainable only.
+ * @param factor of the mean squared error
+ */
+export function layerObjective(teacher: VisionLanguageModel, student: VisionLanguageModel, { factor }: { factor: number }): Objective {
+  return {
+    gradients: ({ size, length, inputIds, pixelValues, imageFlags }) => {
+      const { loss, gradients } = distillLayers(teacher, student, teacher.prepare({ size, length, inputIds, pixelValues, imageFlags }), { factor });
+      return { loss, gradients };
+    },
+    weight: ({ size }) => size,
+  };
+}
