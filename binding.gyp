@@ -57,6 +57,7 @@
         "csrc/core/dispatcher.cc",
         "csrc/core/kernels.cc",
         "csrc/core/pool.cc",
+        "csrc/core/profile.cc",
         "csrc/core/registry.cc",
         "csrc/core/storage.cc",
         "csrc/core/stream.cc",

@@ -1,9 +1,9 @@
 #include "core/dispatcher.h"
 
-#include <cstring>
-#include <unordered_map>
+#include <chrono>
 
 #include "core/kernels.h"
+#include "core/profile.h"
 
 namespace mm {
 
@@ -55,7 +55,10 @@ struct Task {
     MMCall c = call(in, out);
     c.workspace = workspace, c.workspace_bytes = workspace_bytes;
     c.error = error, c.error_size = sizeof error;
+    const bool timed = profiling();
+    const auto start = timed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
     const int32_t status = kernel->run(&c);
+    if (timed) recordKernel(kernel, std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start).count());
     if (workspace) stream->release(workspace, workspace_bytes);
     if (status != MM_OK) failed(op + ": " + (error[0] ? error : "kernel failed"));
   }
@@ -108,12 +111,12 @@ Operands run(const std::shared_ptr<Stream>& stream, int op, Operands inputs, std
         throw OpError{"ERR_DEVICE", std::string(schema.name) + ": operands lie on different devices: " + schema.inputs[s].name +
                                         " on " + t.storage->stream->deviceName() + ", the call on " + stream->deviceName() +
                                         "; move one with to(device)"};
+  arrange(schema, inputs);  // before infer(), which lays results out like the operands that the kernel will see
   std::vector<std::vector<Desc>> descs(inputs.size());
   for (size_t s = 0; s < inputs.size(); s++)
     for (const Tensor& t : inputs[s]) descs[s].push_back(t.desc);
   Infer infer(schema, descs, attrs.data());
   schema.infer(infer);
-  arrange(schema, inputs);
 
   Operands outputs(infer.outputs.size());
   for (size_t s = 0; s < outputs.size(); s++)

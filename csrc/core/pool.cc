@@ -73,14 +73,15 @@ class Pool {
     }
     job_.fn = fn, job_.context = context, job_.n = n, job_.grain = grain;
     job_.next.store(0, std::memory_order_relaxed);
-    active_.store(workers_ - 1, std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(sleep_);
-      epoch_.fetch_add(1, std::memory_order_release);
+    open_.store(++jobs_);
+    if (sleeping_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(sleep_); }  // a worker is either before its check of open_ or waiting
+      wake_.notify_all();
     }
-    wake_.notify_all();
     drain(0);
-    for (int spin = 0; active_.load(std::memory_order_acquire) > 0; spin++)
+    // A worker that has not come by now is not waited for: waking one takes longer than many kernels.
+    open_.store(0);
+    for (int spin = 0; inside_.load() > 0; spin++)
       if (spin < 4096) pause();
       else sched_yield();
   }
@@ -97,24 +98,33 @@ class Pool {
 
   void work(int worker) {
     lowerThreadPriority();
-    uint64_t seen = 0;
+    uint64_t seen = 0;  // the job that this worker last emptied
+    const auto fresh = [&] {
+      const uint64_t job = open_.load();
+      return job != 0 && job != seen;
+    };
     for (;;) {
-      for (int spin = 0; spin < 2000 && epoch_.load(std::memory_order_acquire) == seen; spin++) pause();
-      if (epoch_.load(std::memory_order_acquire) == seen) {
+      for (int spin = 0; spin < 2000 && !fresh(); spin++) pause();
+      if (!fresh()) {
         std::unique_lock<std::mutex> lock(sleep_);
-        wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
+        sleeping_.fetch_add(1);
+        wake_.wait(lock, fresh);
+        sleeping_.fetch_sub(1);
       }
-      seen = epoch_.load(std::memory_order_acquire);
-      drain(worker);
-      active_.fetch_sub(1, std::memory_order_release);
+      // Enter first, then look: the caller closes first, then counts. One of the two sees the other.
+      inside_.fetch_add(1);
+      const uint64_t job = open_.load();
+      if (job) drain(worker), seen = job;
+      inside_.fetch_sub(1);
     }
   }
 
   const int workers_;
   std::mutex owner_, sleep_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> epoch_{0};
-  std::atomic<int> active_{0};
+  uint64_t jobs_ = 0;
+  std::atomic<uint64_t> open_{0};  // number of the job that takes workers, 0 when none does
+  std::atomic<int> inside_{0}, sleeping_{0};
   Job job_;
 };
 
@@ -125,7 +135,10 @@ Pool& pool() {
 
 }  // namespace
 
-void lowerThreadPriority() { setpriority(PRIO_PROCESS, static_cast<id_t>(syscall(SYS_gettid)), 4); }
+void lowerThreadPriority() {
+  const auto self = static_cast<id_t>(syscall(SYS_gettid));
+  setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + 2);
+}
 
 namespace cpu {
 int workerCount() { return pool().workers(); }

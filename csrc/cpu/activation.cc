@@ -30,14 +30,16 @@ int32_t activationBackward(const MMCall* c) {
   using namespace ops::activation_bwd;
   if (!hasOut(c, DX)) return MM_OK;
   const MMTensorView* const views[2] = {&in(c, X), &in(c, DY)};
-  dispatchFloat(in(c, X).dtype, [&](auto t) { map<decltype(t)>(out(c, DX), views, [](const vf* v) { return F::gradient(v[0]) * v[1]; }); });
+  dispatchFloat(in(c, X).dtype,
+                [&](auto t) { map<decltype(t)>(out(c, DX), views, [](const vf* v) { return F::gradient(v[0]) * v[1]; }); });
   return MM_OK;
 }
 
 int32_t swiglu(const MMCall* c) {
   using namespace ops::swiglu;
   const MMTensorView* const views[2] = {&in(c, A), &in(c, B)};
-  dispatchFloat(in(c, A).dtype, [&](auto t) { map<decltype(t)>(out(c, Y), views, [](const vf* v) { return silu(v[0]) * v[1]; }); });
+  dispatchFloat(in(c, A).dtype,
+                [&](auto t) { map<decltype(t)>(out(c, Y), views, [](const vf* v) { return silu(v[0]) * v[1]; }); });
   return MM_OK;
 }
 
@@ -61,7 +63,8 @@ int32_t swigluBackward(const MMCall* c) {
         if (wantB) put(db, vd * va * s);
       };
       int64_t j = 0;
-      const bool vectors = nest.stride[0][nest.ndim - 1] == 1 && nest.stride[1][nest.ndim - 1] == 1 && nest.stride[2][nest.ndim - 1] == 1;
+      const bool vectors =
+          nest.stride[0][nest.ndim - 1] == 1 && nest.stride[1][nest.ndim - 1] == 1 && nest.stride[2][nest.ndim - 1] == 1;
       for (; vectors && j + VL <= n; j += VL) step(load(a + j), load(b + j), load(d + j), [&](T* p, vf x) { store(p + j, x); });
       for (; j < n; j += VL)
         step(loadRow(a, nest.stride[0][nest.ndim - 1], j, n), loadRow(b, nest.stride[1][nest.ndim - 1], j, n),
@@ -74,7 +77,8 @@ int32_t swigluBackward(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cpu::MM_ISA
 
-MM_CPU_KERNELS(activation, {"silu", "strided", nullptr, nullptr, activation<Silu>}, {"gelu", "strided", nullptr, nullptr, activation<Gelu>},
-               {"swiglu", "strided", nullptr, nullptr, swiglu}, {"siluBackward", "strided", nullptr, nullptr, activationBackward<Silu>},
+MM_CPU_KERNELS(activation, {"silu", "strided", nullptr, nullptr, activation<Silu>},
+               {"gelu", "strided", nullptr, nullptr, activation<Gelu>}, {"swiglu", "strided", nullptr, nullptr, swiglu},
+               {"siluBackward", "strided", nullptr, nullptr, activationBackward<Silu>},
                {"geluBackward", "strided", nullptr, nullptr, activationBackward<Gelu>},
                {"swigluBackward", "strided", nullptr, nullptr, swigluBackward})

@@ -142,10 +142,12 @@ struct BackwardOperands {
 
 // lse in base 2 and delta of every row; a row that saw no key gets lse = +inf and so P = 0.
 template <class T>
-void rowSums(const BackwardPlan& plan, const BackwardOperands<T>& x, const Sequence& s, int64_t kvHead, const BackwardScratch& w) {
+void rowSums(const BackwardPlan& plan, const BackwardOperands<T>& x, const Sequence& s, int64_t kvHead,
+             const BackwardScratch& w) {
   for (int64_t i = 0; i < s.queries; i++)
     for (int64_t g = 0; g < plan.group; g++) {
       const int64_t position = s.firstQuery + i, head = kvHead * plan.group + g;
+      prefetchRows(1, plan.dim, x.q.at(s.batch, position, head), 0);
       const int64_t at = (s.batch * plan.heads + head) * x.queries + position;
       const T *o = x.o.at(s.batch, position, head), *dO = x.dO.at(s.batch, position, head);
       vf acc{};
@@ -185,6 +187,10 @@ void attendBackward(const BackwardPlan& plan, const BackwardOperands<T>& x, cons
   const int64_t firstKey = piece * length, lastKey = least(s.keys, firstKey + length);
   float* dQ = partial ? partial + ((s.batch * x.queries + s.firstQuery) * plan.heads + h0 * s.queries) * w.ldq : w.dQ;
   if (plan.wantQ) std::memset(dQ, 0, size_t(rows * w.ldq) * sizeof(float));
+  if (firstKey < lastKey) {
+    prefetchRows(least(block, lastKey - firstKey), dim, x.k.at(s.batch, s.firstKey + firstKey, kvHead), x.k.row);
+    prefetchRows(least(block, lastKey - firstKey), dim, x.v.at(s.batch, s.firstKey + firstKey, kvHead), x.v.row);
+  }
   rowSums(plan, x, s, kvHead, w);
 
   for (int64_t key = firstKey; key < lastKey; key += block) {
@@ -198,11 +204,10 @@ void attendBackward(const BackwardPlan& plan, const BackwardOperands<T>& x, cons
       const RowSpans spans(plan.mask, s, group, t, least(kAttentionRows, rows - t), key, keys);
       const Span all = spans.of(0, spans.count);
       if (all.empty()) continue;
-      for (int64_t i = 0; i < spans.count; i++) {
-        const int64_t position = s.firstQuery + (t + i) / group, head = h0 + (t + i) % group;
-        packRows(1, dim, x.q.at(s.batch, position, head), 0, w.q + i * w.ldd, 0, plan.scale * kLog2e);
-        packRows(1, dim, x.dO.at(s.batch, position, head), 0, w.dO + i * w.ldd, 0);
-      }
+      eachRow(t, spans.count, group, [&](int64_t i, int64_t query, int64_t head) {
+        packRows(1, dim, x.q.at(s.batch, s.firstQuery + query, h0 + head), 0, w.q + i * w.ldd, 0, plan.scale * kLog2e);
+        packRows(1, dim, x.dO.at(s.batch, s.firstQuery + query, h0 + head), 0, w.dO + i * w.ldd, 0);
+      });
       const auto seen = [&](int64_t i0, int64_t i1) { return spans.of(i0, i1); };
       // The keys whose columns of P and dS were written.
       const int64_t j = roundDown(all.begin, VL), met = least(keys, roundUp(all.end, VL)) - j;
@@ -221,8 +226,9 @@ void attendBackward(const BackwardPlan& plan, const BackwardOperands<T>& x, cons
     }
   }
   if (plan.wantQ && !partial)
-    for (int64_t t = 0; t < rows; t++)
-      packOut(dim, dQ + t * w.ldq, x.dQ.at(s.batch, s.firstQuery + t / group, h0 + t % group), plan.scale);
+    eachRow(0, rows, group, [&](int64_t t, int64_t query, int64_t head) {
+      packOut(dim, dQ + t * w.ldq, x.dQ.at(s.batch, s.firstQuery + query, h0 + head), plan.scale);
+    });
 }
 
 int32_t attentionBackward(const MMCall* c) {
@@ -233,15 +239,24 @@ int32_t attentionBackward(const MMCall* c) {
   if (!all.valid()) return fail(c, kBadStarts, (long long)all.queries, (long long)all.keys);
   const BackwardPlan plan = backwardPlan(c);
   if (!plan.heads) return MM_OK;
-  const int64_t floats = BackwardScratch(plan, nullptr).floats, partial = partialFloats(plan, q), owners = all.count * plan.kvHeads;
+  const int64_t floats = BackwardScratch(plan, nullptr).floats, partial = partialFloats(plan, q),
+                owners = all.count * plan.kvHeads;
   float* partials = static_cast<float*>(c->workspace) + workerCount() * floats;
   const int64_t average = packed ? most(1, all.count) : 1;
   const int64_t work = plan.dim * (plan.rows / average + 1) * (all.keys / plan.pieces / average + 1);
   dispatchFloat(q.dtype, [&](auto t) {
     using T = decltype(t);
-    BackwardOperands<T> x{headView<const T>(q), headView<const T>(k), headView<const T>(in(c, V)), headView<const T>(in(c, O)),
-                          headView<const T>(in(c, D_O)), {}, {}, {}, data<float>(in(c, LSE)),
-                          has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr, all.queries};
+    BackwardOperands<T> x{headView<const T>(q),
+                          headView<const T>(k),
+                          headView<const T>(in(c, V)),
+                          headView<const T>(in(c, O)),
+                          headView<const T>(in(c, D_O)),
+                          {},
+                          {},
+                          {},
+                          data<float>(in(c, LSE)),
+                          has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr,
+                          all.queries};
     if (plan.wantQ) x.dQ = headView<T>(out(c, DQ));
     if (plan.wantK) x.dK = headView<T>(out(c, DK));
     if (plan.wantV) x.dV = headView<T>(out(c, DV));

@@ -66,11 +66,14 @@ MM_INLINE void panelColumns(int64_t m, const float* a, int64_t ars, int64_t acs,
   int64_t i = 0;
   constexpr int MR = panelRows(NV);
   for (; i + MR <= m; i += MR)
-    if (const Span s = span(i, i + MR); !s.empty()) panelBlock<MR, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
+    if (const Span s = span(i, i + MR); !s.empty())
+      panelBlock<MR, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
   for (; i + 4 <= m; i += 4)
-    if (const Span s = span(i, i + 4); !s.empty()) panelBlock<4, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
+    if (const Span s = span(i, i + 4); !s.empty())
+      panelBlock<4, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
   for (; i < m; i++)
-    if (const Span s = span(i, i + 1); !s.empty()) panelBlock<1, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
+    if (const Span s = span(i, i + 1); !s.empty())
+      panelBlock<1, NV>(s, a + i * ars, ars, acs, b, ldb, c + i * ldc, ldc, accumulate);
 }
 
 // Calls f(first column, vectors) for panels that share the columns evenly: five vectors are 3 + 2, not 4 + 1.
@@ -122,6 +125,13 @@ inline void productWithin(int64_t m, int64_t n, int64_t k, const float* a, int64
 }
 
 // ---- packing
+// Starts to fetch rows that will be read soon: those of one head are too far apart for the hardware to guess.
+template <class T>
+MM_INLINE void prefetchRows(int64_t rows, int64_t columns, const T* p, int64_t stride) {
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t byte = 0; byte < columns * int64_t(sizeof(T)); byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(p + i * stride) + byte);
+}
 // dst[j][i] = src[i][j] in f32, i < rows, j < columns, both padded with zeros to whole vectors.
 template <class T>
 inline void packTransposed(int64_t rows, int64_t columns, const T* src, int64_t lds, float* dst, int64_t ldd) {
@@ -198,7 +208,9 @@ struct HeadView {
   T* at(int64_t b, int64_t l, int64_t h) const { return data + b * batch + l * row + h * head; }
 };
 template <class T>
-HeadView<T> headView(const MMTensorView& v) { return {static_cast<T*>(v.data), v.stride[0], v.stride[1], v.stride[2]}; }
+HeadView<T> headView(const MMTensorView& v) {
+  return {static_cast<T*>(v.data), v.stride[0], v.stride[1], v.stride[2]};
+}
 
 // One sequence of queries with its keys. Query i stands at key position i + keys - queries.
 struct Sequence {
@@ -214,6 +226,16 @@ struct Mask {
   }
 };
 
+// f(i, query, head of the group) for rows t0 + i, i < count
+template <class F>
+MM_INLINE void eachRow(int64_t t0, int64_t count, int64_t group, F&& f) {
+  int64_t query = t0 / group, head = t0 % group;
+  for (int64_t i = 0; i < count; i++) {
+    f(i, query, head);
+    if (++head == group) head = 0, query++;
+  }
+}
+
 // The rows [t0, t0 + count) of the queries against the keys [key, key + keys). Row t is head t % group of query
 // t / group, so that the rows of one key-value head rise in position and share their keys.
 struct RowSpans {
@@ -226,12 +248,10 @@ struct RowSpans {
     const Span low = mask.seen(s, t0 / group), high = mask.seen(s, (t0 + rows - 1) / group);
     full = high.begin <= key && low.end >= key + keys;
     if (full) return;
-    int64_t query = t0 / group, head = t0 % group;
-    for (int64_t i = 0; i < rows; i++) {
+    eachRow(t0, rows, group, [&](int64_t i, int64_t query, int64_t) {
       const Span range = mask.seen(s, query);
       seen[i] = {most(0, range.begin - key), least(keys, range.end - key)};
-      if (++head == group) head = 0, query++;
-    }
+    });
   }
   Span row(int64_t i) const { return full ? Span{0, keys} : seen[i]; }
   // keys seen by any of rows [i0, i1)
@@ -262,7 +282,8 @@ struct ForwardPlan {
   int64_t dim, group, queries;  // queries of a chunk
   float scale;
   Mask mask;
-  ForwardPlan(int64_t dim, int64_t heads, int64_t kvHeads, int64_t longest, double scaleOrZero, bool causal, int64_t left, int64_t right)
+  ForwardPlan(int64_t dim, int64_t heads, int64_t kvHeads, int64_t longest, double scaleOrZero, bool causal, int64_t left,
+              int64_t right)
       : dim(dim),
         group(kvHeads ? heads / kvHeads : 0),
         queries(most(1, least(longest, (dim <= 128 ? 4 : 2) * kAttentionRows / most(1, group)))),
@@ -324,15 +345,19 @@ void attend(const ForwardPlan& plan, const Sequence& s, int64_t kvHead, int64_t 
   const ForwardScratch x(plan, scratch);
   const int64_t dim = plan.dim, group = plan.group, n = least(plan.queries, s.queries - p0), rows = n * group;
   const int64_t blockKeys = attentionKeys(dim), h0 = kvHead * group;
+  const Span seen{plan.mask.seen(s, p0).begin, plan.mask.seen(s, p0 + n - 1).end};
+  const int64_t firstBlock = roundDown(seen.begin, blockKeys);
+  if (!seen.empty())
+    prefetchRows(least(blockKeys, s.keys - firstBlock), dim, k.at(s.batch, s.firstKey + firstBlock, kvHead), k.row);
   for (int64_t i = 0; i < n; i++)
     packRows(group, dim, q.at(s.batch, s.firstQuery + p0 + i, h0), q.head, x.q + i * group * x.ldd, x.ldd, plan.scale * kLog2e);
   std::memset(x.o, 0, size_t(rows * x.ldd) * sizeof(float));
   std::memset(x.total, 0, size_t(roundUp(rows, VL) * VL) * sizeof(float));
   for (int64_t i = 0; i < roundUp(rows, VL); i++) x.top[i] = kMinusInf;
 
-  const Span seen{plan.mask.seen(s, p0).begin, plan.mask.seen(s, p0 + n - 1).end};
-  for (int64_t key = roundDown(seen.begin, blockKeys); key < seen.end; key += blockKeys) {
+  for (int64_t key = firstBlock; key < seen.end; key += blockKeys) {
     const int64_t keys = least(blockKeys, s.keys - key);
+    prefetchRows(keys, dim, v.at(s.batch, s.firstKey + key, kvHead), v.row);
     packTransposed(keys, dim, k.at(s.batch, s.firstKey + key, kvHead), k.row, x.keysT, x.ldk);
     packRows(keys, dim, v.at(s.batch, s.firstKey + key, kvHead), v.row, x.values, x.ldd);
     for (int64_t t = 0; t < rows; t += kAttentionRows) {
@@ -355,11 +380,11 @@ void attend(const ForwardPlan& plan, const Sequence& s, int64_t kvHead, int64_t 
     float factor[VL], logs[VL];
     store(factor, select(total == none, none, 1.f / total));
     store(logs, select(total == none, splat(kMinusInf), load(x.top + t) * kLn2 + log(total)));
-    for (int64_t i = 0; i < VL && t + i < rows; i++) {
-      const int64_t position = s.firstQuery + p0 + (t + i) / group, head = h0 + (t + i) % group;
-      packOut(dim, x.o + (t + i) * x.ldd, o.at(s.batch, position, head), factor[i]);
-      if (lse) lse[head * lseRow + position] = logs[i];
-    }
+    eachRow(t, least(VL, rows - t), group, [&](int64_t i, int64_t query, int64_t head) {
+      const int64_t position = s.firstQuery + p0 + query;
+      packOut(dim, x.o + (t + i) * x.ldd, o.at(s.batch, position, h0 + head), factor[i]);
+      if (lse) lse[(h0 + head) * lseRow + position] = logs[i];
+    });
   }
 }
 

@@ -81,8 +81,8 @@ MM_INLINE void scoreRows(int64_t dim, const float* q, int64_t ldq, const T* cons
 // The scores of all rows and keys, read in place. The rows of one head lie too far apart for the hardware to guess them:
 // keys are fetched ahead, and the values on their way for what follows.
 template <class T>
-MM_INLINE void scoreKeys(int64_t rows, int64_t keys, int64_t dim, const float* q, int64_t ldq, const T* k, int64_t ldk, const T* v,
-                         int64_t ldv, float* scores, int64_t lds) {
+MM_INLINE void scoreKeys(int64_t rows, int64_t keys, int64_t dim, const float* q, int64_t ldq, const T* k, int64_t ldk,
+                         const T* v, int64_t ldv, float* scores, int64_t lds) {
   const int64_t bytes = dim * int64_t(sizeof(T));
   for (int64_t j = 0; j < keys; j += VL) {
     const T* p[VL];  // past the last key: the last one again, masked by the softmax
@@ -102,8 +102,8 @@ MM_INLINE void scoreKeys(int64_t rows, int64_t keys, int64_t dim, const float* q
 }
 
 template <class T>
-void attendSplit(const CachePlan& plan, const Sequence& s, int64_t kvHead, int64_t first, HeadView<const T> q, HeadView<const T> k,
-                 HeadView<const T> v, float* partial, float* scratch) {
+void attendSplit(const CachePlan& plan, const Sequence& s, int64_t kvHead, int64_t first, HeadView<const T> q,
+                 HeadView<const T> k, HeadView<const T> v, float* partial, float* scratch) {
   const SplitScratch x(plan, scratch);
   const int64_t dim = plan.dim, rows = plan.rows, depth = plan.depth(), h0 = kvHead * plan.group;
   float *o = partial, *top = partial + rows * depth, *total = top + rows;
@@ -116,8 +116,8 @@ void attendSplit(const CachePlan& plan, const Sequence& s, int64_t kvHead, int64
   const int64_t keys = end - begin;
   for (int64_t i = 0; i < plan.queries; i++)
     packRows(plan.group, dim, q.at(s.batch, i, h0), q.head, x.q + i * plan.group * x.ldd, x.ldd, plan.scale * kLog2e);
-  scoreKeys(rows, keys, dim, x.q, x.ldd, k.at(s.batch, begin, kvHead), k.row,
-            v.at(s.batch, begin, kvHead), v.row, x.scores, x.lds);
+  scoreKeys(rows, keys, dim, x.q, x.ldd, k.at(s.batch, begin, kvHead), k.row, v.at(s.batch, begin, kvHead), v.row, x.scores,
+            x.lds);
   for (int64_t i = 0; i < rows; i++) {
     const Span seen = plan.mask.seen(s, i / plan.group);
     const Span keep{most(0, seen.begin - begin), least(keys, seen.end - begin)};
@@ -160,7 +160,8 @@ int32_t badLength(const MMCall* c, const CachePlan& plan) {
   for (int64_t b = 0; b < plan.batch; b++) {
     const int64_t n = plan.sequence(c, b).keys;
     if (n < 0 || n > plan.capacity)
-      return fail(c, "lengths[%lld] is %lld; the cache holds 0 to %lld keys", (long long)b, (long long)n, (long long)plan.capacity);
+      return fail(c, "lengths[%lld] is %lld; the cache holds 0 to %lld keys", (long long)b, (long long)n,
+                  (long long)plan.capacity);
   }
   return MM_OK;
 }
@@ -188,14 +189,16 @@ int32_t splitKeys(const MMCall* c) {
   const int64_t splits = most(1, (longest + kSplit - 1) / kSplit), owners = plan.batch * plan.kvHeads;
   dispatchFloat(q.dtype, [&](auto t) {
     using T = decltype(t);
-    parallelFor(owners * splits, 1 + (1 << 16) / (plan.rows * plan.dim * least(longest, kSplit) + 1), [&](int64_t begin, int64_t end, int worker) {
-      for (int64_t i = begin; i < end; i++) {
-        const int64_t owner = i % owners, split = i / owners;  // the heads of the same keys after each other: their rows are neighbours
-        attendSplit<T>(plan, plan.sequence(c, owner / plan.kvHeads), owner % plan.kvHeads, split * kSplit, headView<const T>(q),
-                       headView<const T>(in(c, K_CACHE)), headView<const T>(in(c, V_CACHE)), partials + (owner * splits + split) * stride,
-                       scratch + worker * floats);
-      }
-    });
+    parallelFor(owners * splits, 1 + (1 << 16) / (plan.rows * plan.dim * least(longest, kSplit) + 1),
+                [&](int64_t begin, int64_t end, int worker) {
+                  for (int64_t i = begin; i < end; i++) {
+                    const int64_t owner = i % owners,
+                                  split = i / owners;  // the heads of the same keys after each other: their rows are neighbours
+                    attendSplit<T>(plan, plan.sequence(c, owner / plan.kvHeads), owner % plan.kvHeads, split * kSplit,
+                                   headView<const T>(q), headView<const T>(in(c, K_CACHE)), headView<const T>(in(c, V_CACHE)),
+                                   partials + (owner * splits + split) * stride, scratch + worker * floats);
+                  }
+                });
     parallelFor(owners, 1 + (1 << 14) / (splits * stride), [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i++)
         joinSplits<T>(plan, i / plan.kvHeads, i % plan.kvHeads, splits, partials + i * splits * stride, headView<T>(out(c, O)));
@@ -226,9 +229,10 @@ int32_t blocked(const MMCall* c) {
     parallelFor(plan.batch * plan.kvHeads * chunks, 1, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; i++) {
         const int64_t owner = i / chunks;
-        attend<T>(forward, plan.sequence(c, owner / plan.kvHeads), owner % plan.kvHeads, (chunks - 1 - i % chunks) * forward.queries,
-                  headView<const T>(q), headView<const T>(in(c, K_CACHE)), headView<const T>(in(c, V_CACHE)), headView<T>(out(c, O)),
-                  nullptr, 0, static_cast<float*>(c->workspace) + worker * floats);
+        attend<T>(forward, plan.sequence(c, owner / plan.kvHeads), owner % plan.kvHeads,
+                  (chunks - 1 - i % chunks) * forward.queries, headView<const T>(q), headView<const T>(in(c, K_CACHE)),
+                  headView<const T>(in(c, V_CACHE)), headView<T>(out(c, O)), nullptr, 0,
+                  static_cast<float*>(c->workspace) + worker * floats);
       }
     });
   });
@@ -242,8 +246,8 @@ int32_t kvCacheAppend(const MMCall* c) {
   const int64_t batch = x.shape[0], added = x.shape[1], heads = x.shape[2], dim = x.shape[3], capacity = cache.shape[1];
   for (int64_t b = 0; b < batch; b++)
     if (positions[b] < 0 || positions[b] + added > capacity)
-      return fail(c, "positions[%lld] is %d: %lld new tokens do not fit a cache of %lld", (long long)b, positions[b], (long long)added,
-                  (long long)capacity);
+      return fail(c, "positions[%lld] is %d: %lld new tokens do not fit a cache of %lld", (long long)b, positions[b],
+                  (long long)added, (long long)capacity);
   const int64_t size = x.dtype == MM_F32 ? 4 : 2;
   const bool together = x.stride[2] == dim && cache.stride[2] == dim;  // the heads of a token are one row
   const int64_t pieces = together ? 1 : heads, bytes = (together ? heads : 1) * dim * size;
@@ -252,7 +256,8 @@ int32_t kvCacheAppend(const MMCall* c) {
       const int64_t b = i / added, t = i % added;
       const char* from = data<const char>(x) + (b * x.stride[0] + t * x.stride[1]) * size;
       char* to = data<char>(cache) + (b * cache.stride[0] + (positions[b] + t) * cache.stride[1]) * size;
-      for (int64_t h = 0; h < pieces; h++) std::memcpy(to + h * cache.stride[2] * size, from + h * x.stride[2] * size, size_t(bytes));
+      for (int64_t h = 0; h < pieces; h++)
+        std::memcpy(to + h * cache.stride[2] * size, from + h * x.stride[2] * size, size_t(bytes));
     }
   });
   return MM_OK;
@@ -262,4 +267,5 @@ int32_t kvCacheAppend(const MMCall* c) {
 }  // namespace mm::cpu::MM_ISA
 
 MM_CPU_KERNELS(attention_kv_cache, {"attentionKvCache", "split keys", fewQueries, splitWorkspace, splitKeys},
-               {"attentionKvCache", "blocked", nullptr, blockedWorkspace, blocked}, {"kvCacheAppend", "rows", nullptr, nullptr, kvCacheAppend})
+               {"attentionKvCache", "blocked", nullptr, blockedWorkspace, blocked},
+               {"kvCacheAppend", "rows", nullptr, nullptr, kvCacheAppend})

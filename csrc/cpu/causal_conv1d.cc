@@ -14,8 +14,9 @@ namespace {
 
 using ops::causal_conv1d::SILU;
 
-constexpr int64_t kRows = 64, kChannels = 256;  // block of the channel-last path
-constexpr int64_t kPiece = 1024;                // of the other one
+// Blocks of the channel-last path: wide, so that memory is read in runs of several KiB.
+constexpr int64_t kRows = 32, kChannels = 4096;
+constexpr int64_t kPiece = 1024;  // of the other path
 
 // Where things lie; the same for forward and backward, whose first five operands agree.
 struct Conv {
@@ -53,9 +54,11 @@ int32_t checkSequences(const MMCall* c, const Conv& v) {
   if (!v.starts) return MM_OK;
   for (int64_t s = 0; s < v.sequences; s++)
     if (v.starts[s] > v.starts[s + 1])
-      return fail(c, "cuSeqlens falls from %d to %d at entry %lld; expected ascending starts", v.starts[s], v.starts[s + 1], static_cast<long long>(s));
+      return fail(c, "cuSeqlens falls from %d to %d at entry %lld; expected ascending starts", v.starts[s], v.starts[s + 1],
+          static_cast<long long>(s));
   if (v.starts[0] != 0 || v.starts[v.sequences] != v.length)
-    return fail(c, "cuSeqlens runs from %d to %d; expected from 0 to L = %lld", v.starts[0], v.starts[v.sequences], static_cast<long long>(v.length));
+    return fail(c, "cuSeqlens runs from %d to %d; expected from 0 to L = %lld", v.starts[0], v.starts[v.sequences],
+        static_cast<long long>(v.length));
   return MM_OK;
 }
 
@@ -129,6 +132,14 @@ struct Rows {
   }
 };
 
+// f(position, lanes) over vectors of [begin, end): whole ones with a constant number of lanes, so that their loads need
+// no test, then the rest.
+template <class F>
+MM_INLINE void forVectors(int64_t begin, int64_t end, F&& f) {
+  for (; begin + VL <= end; begin += VL) f(begin, std::integral_constant<int64_t, VL>{});
+  if (begin < end) f(begin, end - begin);
+}
+
 // WIDTH 0: any width, read from `width`
 template <int WIDTH, class T>
 MM_INLINE vf convolve(const T* const* rows, int64_t d, int64_t n, const float* taps, int64_t channels, int64_t width) {
@@ -161,16 +172,17 @@ void forwardRows(const Conv& v, const Rows<T>& rows, const float* taps, const MM
     const T** tap = pointers + worker * width;
     for (int64_t item = first; item < last; item++) {
       const int64_t b = item / (blocks * columns), t0 = item / columns % blocks * kRows, d0 = item % columns * kChannels;
-      const int64_t t1 = t0 + kRows < v.length ? t0 + kRows : v.length, d1 = d0 + kChannels < v.channels ? d0 + kChannels : v.channels;
+      const int64_t t1 = t0 + kRows < v.length ? t0 + kRows : v.length,
+          d1 = d0 + kChannels < v.channels ? d0 + kChannels : v.channels;
       int64_t s = v.sequenceAt(b, t0);
       for (int64_t t = t0; t < t1; t++) {
         while (t >= v.end(s)) s++;
         rows.lookUp(b, s, t, tap);
         T* to = data<T>(y) + b * y.stride[0] + t * y.stride[2];
-        for (int64_t d = d0; d < d1; d += VL) {
-          const vf pre = convolve<WIDTH>(tap, d, d1 - d, taps, v.channels, width);
-          storeUpTo(to + d, ACT ? silu(pre) : pre, d1 - d);
-        }
+        forVectors(d0, d1, [&](int64_t d, auto n) {
+          const vf pre = convolve<WIDTH>(tap, d, n, taps, v.channels, width);
+          storeUpTo(to + d, ACT ? silu(pre) : pre, n);
+        });
       }
     }
   });
@@ -226,10 +238,10 @@ void forwardPieces(const Conv& v, const float* taps, const MMTensorView& y, floa
         for (int64_t t = v.begin(s); t < end; t += kPiece) {
           const int64_t n = end - t < kPiece ? end - t : kPiece;
           stage<T>(v, s, d, t, n, staged);
-          for (int64_t j = 0; j < n; j += VL) {
-            const vf pre = convolvePiece<WIDTH>(staged + j, w, bias, width, n - j);
-            storeUpTo(result + j, ACT ? silu(pre) : pre, n - j);
-          }
+          forVectors(0, n, [&](int64_t j, auto lanes) {
+            const vf pre = convolvePiece<WIDTH>(staged + j, w, bias, width, lanes);
+            storeUpTo(result + j, ACT ? silu(pre) : pre, lanes);
+          });
           unstage(result, n, to + t * y.stride[2], y.stride[2]);
         }
       }
@@ -289,8 +301,12 @@ int32_t causalConv1d(const MMCall* c) {
     const Rows<T> rows{v, v.states ? scratch.states : nullptr, scratch.zeros};
     dispatchWidth(v.width, [&](auto w) {
       constexpr int WIDTH = decltype(w)::value;
-      if (rowwise) act ? forwardRows<T, WIDTH, true>(v, rows, scratch.taps, y, scratch.pointers) : forwardRows<T, WIDTH, false>(v, rows, scratch.taps, y, scratch.pointers);
-      else act ? forwardPieces<T, WIDTH, true>(v, scratch.taps, y, scratch.pieces) : forwardPieces<T, WIDTH, false>(v, scratch.taps, y, scratch.pieces);
+      if (rowwise)
+        act ? forwardRows<T, WIDTH, true>(v, rows, scratch.taps, y, scratch.pointers)
+            : forwardRows<T, WIDTH, false>(v, rows, scratch.taps, y, scratch.pointers);
+      else
+        act ? forwardPieces<T, WIDTH, true>(v, scratch.taps, y, scratch.pieces)
+            : forwardPieces<T, WIDTH, false>(v, scratch.taps, y, scratch.pieces);
     });
   });
   return MM_OK;
@@ -314,8 +330,10 @@ void backwardRows(const Conv& v, const Rows<T>& rows, const float* taps, const W
     const T** tap = pointers + worker * (kRows + width) * width;
     float* g = scratch + worker * (kRows + width) * kChannels;
     for (int64_t item = first; item < last; item++) {
-      const int64_t b = item / (blocks * columns), block = item / columns % blocks, t0 = block * kRows, d0 = item % columns * kChannels;
-      const int64_t t1 = t0 + kRows < v.length ? t0 + kRows : v.length, d1 = d0 + kChannels < v.channels ? d0 + kChannels : v.channels;
+      const int64_t b = item / (blocks * columns), block = item / columns % blocks, t0 = block * kRows,
+          d0 = item % columns * kChannels;
+      const int64_t t1 = t0 + kRows < v.length ? t0 + kRows : v.length,
+          d1 = d0 + kChannels < v.channels ? d0 + kChannels : v.channels;
       // the rows of the block and the next W-1, whose gradients reach back into it
       const int64_t t2 = want.dx ? (t1 + history < v.length ? t1 + history : v.length) : t1;
       int64_t s = v.sequenceAt(b, t0);
@@ -324,8 +342,7 @@ void backwardRows(const Conv& v, const Rows<T>& rows, const float* taps, const W
         rows.lookUp(b, s, t, tap + (t - t0) * width);
       }
       float* dw = want.partial + (b * blocks + block) * (width + 1) * v.channels;
-      for (int64_t d = d0; d < d1; d += VL) {
-        const int64_t n = d1 - d;
+      forVectors(d0, d1, [&](int64_t d, auto n) {
         vf acc[WIDTH + 1] = {};
         if (WIDTH == 0 && want.weights)
           for (int64_t j = 0; j < width; j++) storeUpTo(dw + j * v.channels + d, vf{}, n);
@@ -350,7 +367,7 @@ void backwardRows(const Conv& v, const Rows<T>& rows, const float* taps, const W
           for (int j = 0; j < WIDTH; j++) storeUpTo(dw + j * v.channels + d, acc[j], n);
           storeUpTo(dw + width * v.channels + d, acc[WIDTH], n);
         }
-      }
+      });
       if (!want.dx) continue;
       s = v.sequenceAt(b, t0);
       for (int64_t t = t0; t < t1; t++) {
@@ -359,13 +376,12 @@ void backwardRows(const Conv& v, const Rows<T>& rows, const float* taps, const W
         const int64_t slot = t - (v.end(s) - history);  // of the final states, when not negative
         const float* extra = want.lastStates && slot >= 0 ? want.lastStates + (s * history + slot) * v.channels : nullptr;
         T* to = data<T>(*want.dx) + b * want.dx->stride[0] + t * want.dx->stride[2];
-        for (int64_t d = d0; d < d1; d += VL) {
-          const int64_t n = d1 - d;
+        forVectors(d0, d1, [&](int64_t d, auto n) {
           vf dx = extra ? loadUpTo(extra + d, n) : vf{};
           for (int64_t j = 0; j < reach; j++)
             dx = fma(loadUpTo(taps + (history - j) * v.channels + d, n), loadUpTo(g + (t - t0 + j) * kChannels + d - d0, n), dx);
           storeUpTo(to + d, dx, n);
-        }
+        });
       }
     }
   });
@@ -392,32 +408,32 @@ void backwardPieces(const Conv& v, const float* taps, const Wanted& want, float*
           if (n < kPiece)  // the last piece: its successors are zero
             for (int64_t k = 0; k < history; k++) g[n + k] = 0.f;
           vf acc[WIDTH + 1] = {};
-          for (int64_t j = 0; j < n; j += VL) {
+          forVectors(0, n, [&](int64_t j, auto lanes) {
             vf gradient;
-            if (dy.stride[2] == 1) gradient = loadUpTo(up + t + j, n - j);
+            if (dy.stride[2] == 1) gradient = loadUpTo(up + t + j, lanes);
             else {
-              float lanes[VL] = {};
-              for (int i = 0; i < VL && j + i < n; i++) lanes[i] = toF32(up[(t + j + i) * dy.stride[2]]);
-              gradient = load(lanes);
+              float apart[VL] = {};
+              for (int i = 0; i < lanes; i++) apart[i] = toF32(up[(t + j + i) * dy.stride[2]]);
+              gradient = load(apart);
             }
-            if (ACT) gradient *= siluGrad(convolvePiece<WIDTH>(staged + j, w, bias, width, n - j));
-            storeUpTo(g + j, gradient, n - j);
+            if (ACT) gradient *= siluGrad(convolvePiece<WIDTH>(staged + j, w, bias, width, lanes));
+            storeUpTo(g + j, gradient, lanes);
             if constexpr (WIDTH > 0) {
 #pragma GCC unroll 4
-              for (int k = 0; k < WIDTH; k++) acc[k] = fma(gradient, loadUpTo(staged + j + k, n - j), acc[k]);
+              for (int k = 0; k < WIDTH; k++) acc[k] = fma(gradient, loadUpTo(staged + j + k, lanes), acc[k]);
             } else {
-              for (int64_t k = 0; k < width; k++) dw[k] += sum(gradient * loadUpTo(staged + j + k, n - j));
+              for (int64_t k = 0; k < width; k++) dw[k] += sum(gradient * loadUpTo(staged + j + k, lanes));
             }
             acc[WIDTH] += gradient;
-          }
+          });
           for (int k = 0; k < WIDTH; k++) dw[k] += sum(acc[k]);
           dw[width] += sum(acc[WIDTH]);
           if (want.dx) {  // into the staged inputs, which are not needed any more
-            for (int64_t j = 0; j < n; j += VL) {
+            forVectors(0, n, [&](int64_t j, auto lanes) {
               vf dx{};
-              for (int64_t k = 0; k < width; k++) dx = fma(splat(w[history - k]), loadUpTo(g + j + k, n - j), dx);
-              storeUpTo(staged + j, dx, n - j);
-            }
+              for (int64_t k = 0; k < width; k++) dx = fma(splat(w[history - k]), loadUpTo(g + j + k, lanes), dx);
+              storeUpTo(staged + j, dx, lanes);
+            });
             if (want.lastStates)
               for (int64_t slot = t - (end - history) > 0 ? t - (end - history) : 0; slot < history; slot++) {
                 const int64_t at = end - history + slot - t;
@@ -491,7 +507,8 @@ bool backwardRowwise(const MMCall* c) {
 
 uint64_t conv1dBackwardWorkspace(const MMCall* c) {
   return dispatchFloat(in(c, 0).dtype, [&](auto t) {
-    return BackwardScratch<decltype(t)>(Conv(c), backwardRowwise(c), has(c, ops::causal_conv1d_bwd::DFINAL_STATES), nullptr).bytes;
+    return BackwardScratch<decltype(t)>(Conv(c), backwardRowwise(c), has(c, ops::causal_conv1d_bwd::DFINAL_STATES),
+        nullptr).bytes;
   });
 }
 
@@ -519,7 +536,8 @@ int32_t causalConv1dBackward(const MMCall* c) {
           act ? backwardRows<T, WIDTH, true>(v, rows, scratch.taps, want, scratch.pointers, scratch.gradients)
               : backwardRows<T, WIDTH, false>(v, rows, scratch.taps, want, scratch.pointers, scratch.gradients);
         else
-          act ? backwardPieces<T, WIDTH, true>(v, scratch.taps, want, scratch.pieces) : backwardPieces<T, WIDTH, false>(v, scratch.taps, want, scratch.pieces);
+          act ? backwardPieces<T, WIDTH, true>(v, scratch.taps, want, scratch.pieces)
+              : backwardPieces<T, WIDTH, false>(v, scratch.taps, want, scratch.pieces);
       });
     if (hasOut(c, DINITIAL_STATES)) backwardStates<T>(v, scratch.taps, act, want, out(c, DINITIAL_STATES));
     const int64_t blocks = v.batch * (rowwise ? v.rowBlocks() : 1), stride = (v.width + 1) * v.channels;
@@ -543,8 +561,8 @@ int32_t causalConv1dBackward(const MMCall* c) {
 
 // One new token, plain buffer: VL channels at a time. The lanes are gathered, as state and weights lie by channel.
 template <class T, class P, int WIDTH, bool ACT>
-void updateOne(const T* x, int64_t xStep, T* state, int64_t stateStep, int64_t stateLength, const P* weight, const P* bias, T* y, int64_t begin,
-               int64_t end) {
+void updateOne(const T* x, int64_t xStep, T* state, int64_t stateStep, int64_t stateLength, const P* weight, const P* bias, T* y,
+               int64_t begin, int64_t end) {
   for (int64_t d = begin; d < end; d += VL) {
     const int n = int(end - d < VL ? end - d : VL);
     float taps[WIDTH][VL] = {}, inputs[WIDTH][VL] = {}, offset[VL] = {};
@@ -568,8 +586,8 @@ void updateOne(const T* x, int64_t xStep, T* state, int64_t stateStep, int64_t s
 
 // Any number of tokens and either kind of buffer, one channel.
 template <class T, class P>
-void updateChannel(const T* x, int64_t step, int64_t tokens, T* state, int64_t length, int64_t position, bool ring, const P* weight, int64_t width,
-                   float bias, bool act, T* y) {
+void updateChannel(const T* x, int64_t step, int64_t tokens, T* state, int64_t length, int64_t position, bool ring,
+                   const P* weight, int64_t width, float bias, bool act, T* y) {
   constexpr int kMaxWidth = 16;  // as infer() demands
   float window[kMaxWidth] = {};
   for (int64_t k = 0; k < width - 1; k++) {
@@ -595,11 +613,13 @@ void updateChannel(const T* x, int64_t step, int64_t tokens, T* state, int64_t l
 int32_t causalConv1dUpdate(const MMCall* c) {
   using namespace ops::causal_conv1d_update;
   const auto &x = in(c, X), &state = in(c, CONV_STATE), &weight = in(c, WEIGHT), &y = out(c, Y);
-  const int64_t batch = x.shape[0], channels = x.shape[1], tokens = x.ndim == 3 ? x.shape[2] : 1, step = x.ndim == 3 ? x.stride[2] : 1;
+  const int64_t batch = x.shape[0], channels = x.shape[1], tokens = x.ndim == 3 ? x.shape[2] : 1,
+      step = x.ndim == 3 ? x.stride[2] : 1;
   const int64_t width = weight.shape[1], length = state.shape[2];
   const int32_t* positions = has(c, CACHE_SEQLENS) ? data<int32_t>(in(c, CACHE_SEQLENS)) : nullptr;
   for (int64_t b = 0; positions && b < batch; b++)
-    if (positions[b] < 0) return fail(c, "cacheSeqlens[%lld] is %d; expected the number of tokens seen so far", static_cast<long long>(b), positions[b]);
+    if (positions[b] < 0) return fail(c, "cacheSeqlens[%lld] is %d; expected the number of tokens seen so far",
+        static_cast<long long>(b), positions[b]);
   const bool act = attrs<Attrs>(c).activation == SILU;
   dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
@@ -607,7 +627,8 @@ int32_t causalConv1dUpdate(const MMCall* c) {
       using P = decltype(p);
       const P* w = data<P>(weight);
       // a bias of the other dtype than the weights is rare: it takes the channel path
-      const bool hasBias = has(c, BIAS), fast = tokens == 1 && !positions && width >= 2 && width <= 4 && (!hasBias || in(c, BIAS).dtype == weight.dtype);
+      const bool hasBias = has(c, BIAS), fast = tokens == 1 && !positions && width >= 2 && width <= 4
+          && (!hasBias || in(c, BIAS).dtype == weight.dtype);
       constexpr int64_t kBlock = 2048;
       const int64_t blocks = (channels + kBlock - 1) / kBlock;
       parallelFor(batch * blocks, 1 + 4096 / (kBlock * tokens), [&](int64_t first, int64_t last, int) {
@@ -627,8 +648,8 @@ int32_t causalConv1dUpdate(const MMCall* c) {
           for (int64_t d = d0; d < d1; d++) {
             float bias = 0.f;
             if (hasBias) bias = in(c, BIAS).dtype == MM_F32 ? data<float>(in(c, BIAS))[d] : toF32(data<T>(in(c, BIAS))[d]);
-            updateChannel(px + d * x.stride[1], step, tokens, ps + d * state.stride[1], length, positions ? positions[b] : 0, positions != nullptr,
-                          w + d * width, width, bias, act, py + d * tokens);
+            updateChannel(px + d * x.stride[1], step, tokens, ps + d * state.stride[1], length, positions ? positions[b] : 0,
+                          positions != nullptr, w + d * width, width, bias, act, py + d * tokens);
           }
         }
       });

@@ -13,7 +13,7 @@
 //   state   S_out = exp(c_T) S_in + sum_s exp(c_T - c_s) w_s k_s v_s^T
 //
 // Only differences of c with s <= t are exponentiated, so strong decays cannot overflow. Sums c are kept as two floats
-// (c = hi + lo), so that their differences are exact however far the sum has run. The mask saves work by blocks of rows.
+// (c = hi + lo), so that differences keep their precision however far the sum has run. The mask saves work by blocks of rows.
 //
 // 64 steps: with N = P = 128 the operands of a chunk (0.3 MB) stay in the second-level cache, the triangle costs a
 // quarter of the state products, and every product is a whole number of register tiles. Rows of scratch are padded to
@@ -24,8 +24,9 @@
 // short sequential scan, and the chunks' outputs are computed in parallel. A state is always
 // `decay * state + increment` with the increment summed from zero, which is what makes both orders agree.
 //
-// Rejected: fetching the next chunk's rows between register tiles. It hides the loads (7 us of 37 us a chunk with f32,
-// H = 16, N = P = 128), but the products slow down by more (41 us): rows 8 KB apart crowd each other out of the caches.
+// Rejected: fetching the next chunk's rows between register tiles. With f32, L = 8192, H = 16, N = P = 128 the loads
+// went from 7 to 2 us a chunk, but the products slowed down by more: 37.4 us a chunk without, 39 to 43 us with it
+// (medians of 2048 chunks, one Zen 5 core).
 //
 // A decay per channel (gla) cannot be split off the products as a mask. Within sub-chunks of 16 steps the decay is
 // multiplied up step by step on k (never divided); between sub-chunks i > j the products are
@@ -194,8 +195,8 @@ Scratch scratch(Carver& c, const Scan& s, bool gradient) {
 // ---- products and moves between padded buffers
 
 // tileMatmul for n a multiple of VL, in the widest columns that fit
-inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb, float* c,
-                    int64_t ldc, bool accumulate) {
+inline void product(int64_t m, int64_t n, int64_t k, const float* a, int64_t ars, int64_t acs, const float* b, int64_t ldb,
+                    float* c, int64_t ldc, bool accumulate) {
   int64_t j = 0;
   for (; j + kTileVectors * VL <= n; j += kTileVectors * VL)
     tileColumns<kTileVectors, false>(m, k, a, ars, acs, b + j, ldb, c + j, ldc, accumulate, 0);
@@ -230,7 +231,8 @@ inline void upperApply(int64_t len, int64_t n, const float* m, const float* b, f
 
 // dst rows of ld (padded) floats = src rows * factor (* scale[row])
 template <class T>
-void loadRows(int64_t rows, int64_t cols, const T* src, int64_t stride, float* dst, int64_t ld, float factor, const float* scale) {
+void loadRows(int64_t rows, int64_t cols, const T* src, int64_t stride, float* dst, int64_t ld, float factor,
+              const float* scale) {
   for (int64_t t = 0; t < rows; t++) {
     const vf f = splat(scale ? factor * scale[t] : factor);
     for (int64_t j = 0; j < ld; j += VL) store(dst + t * ld + j, loadUpTo(src + t * stride + j, cols - j) * f);
@@ -477,8 +479,9 @@ void triangle(const Scan& s, int64_t len, const Steps& st, Scratch& w) {
     for (int64_t t = i; t < i + m; t++)
       for (int64_t j = i + kSub; j < kChunk; j += VL) store(w.att + t * kChunk + j, vf{});
     if (i + kSub >= len) break;
+    const float* passed = w.subTotal + i / kSub * nv;
     for (int64_t n = 0; n < s.n; n++)  // the keys so far, now seen from the end of this sub-chunk
-      for (int64_t j = 0; j < i; j += VL) store(w.kt + n * kChunk + j, load(w.kt + n * kChunk + j) * w.subTotal[i / kSub * nv + n]);
+      for (int64_t j = n * kChunk; j < n * kChunk + i; j += VL) store(w.kt + j, load(w.kt + j) * passed[n]);
     loadTransposed(m, s.n, w.ks + i * nv, nv, w.kt + i, kChunk);
   }
 }
@@ -574,8 +577,8 @@ struct Plan {
 template <Decay KIND>
 void passStates(const Scan& s, bool transposed, bool backwards, const float* first, float* last, float* inc, const Plan& plan) {
   constexpr int64_t kRows = 8;
-  const int64_t rows = transposed ? s.p : s.n, ld = transposed ? s.nv : s.pv, size = rows * ld, blocks = (rows + kRows - 1) / kRows;
-  const int64_t width = KIND == Decay::Channel ? s.nv : 1, room = s.nv * s.pv;
+  const int64_t rows = transposed ? s.p : s.n, ld = transposed ? s.nv : s.pv, size = rows * ld;
+  const int64_t blocks = (rows + kRows - 1) / kRows, width = KIND == Decay::Channel ? s.nv : 1, room = s.nv * s.pv;
   if (first)
     parallelFor(s.pairs(), 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i++) loadState(s, first + i * s.stateSize(), transposed, plan.passing + i * room);
@@ -761,8 +764,8 @@ inline void channelIntra(const Scan& s, int64_t len, Scratch& w) {
 // The gradients of one chunk. stateT: the state before it (p, nv); dstate, dstateT: gradient of the state behind it,
 // (n, pv) and (p, nv); null when zero. Leaves w.q and w.dO for stateGradient.
 template <class T, Decay KIND>
-void chunkGradient(const Scan& s, const Gradient& g, const Place& at, Steps& st, Scratch& w, const float* stateT, const float* dstate,
-                   const float* dstateT) {
+void chunkGradient(const Scan& s, const Gradient& g, const Place& at, Steps& st, Scratch& w, const float* stateT,
+                   const float* dstate, const float* dstateT) {
   const int64_t len = at.length, nv = s.nv, pv = s.pv, n = s.n, p = s.p;
   const bool decay = g.wantsDecay(), weighted = KIND == Decay::Head && s.rate;
   const int64_t row = at.batch * s.length + at.start;  // of a (B, L, ...) array
@@ -1027,7 +1030,7 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
       float* states = plan.states + worker * mostChunks(s) * size;
       for (int64_t pair = begin; pair < end; pair++) {
         const int64_t sequence = pair / s.heads, head = pair % s.heads, count = chunksOf(s.sequence[sequence].length);
-        if (s.initial) loadState(s, s.initial + pair * s.stateSize(), true, states);
+        if (s.initial && count) loadState(s, s.initial + pair * s.stateSize(), true, states);
         for (int64_t i = 0; i + 1 < count; i++) {
           const Place at = placeOf(s, sequence, i, head);
           loadDecay<T, KIND>(s, at, st, w);
@@ -1083,7 +1086,8 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
       for (int64_t index = begin; index < end; index++) {
         const Place at = placeOf(s, index);
         const Sequence& seq = s.sequence[at.sequence];
-        const bool first = at.start == seq.start && !s.initial, last = at.start + at.length == seq.start + seq.length && !g.dFinal;
+        const bool first = at.start == seq.start && !s.initial;
+        const bool last = at.start + at.length == seq.start + seq.length && !g.dFinal;
         loadDecay<T, KIND>(s, at, st, w);
         loadQ<T>(s, at, w);
         loadK<T>(s, at, w);
@@ -1091,7 +1095,8 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
         loadUpstream<T>(s, g, at, w);
         const float* dstate = last ? nullptr : plan.dstates + index * sizeD;
         if (dstate) loadTransposed(s.n, s.p, dstate, s.pv, w.dstateT, s.nv);
-        chunkGradient<T, KIND>(s, g, at, st, w, first ? nullptr : plan.states + index * sizeT, dstate, dstate ? w.dstateT : nullptr);
+        chunkGradient<T, KIND>(s, g, at, st, w, first ? nullptr : plan.states + index * sizeT, dstate,
+                               dstate ? w.dstateT : nullptr);
       }
     });
   }

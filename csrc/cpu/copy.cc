@@ -45,7 +45,10 @@ void castRow(const S* src, int64_t ss, D* dst, int64_t n) {
   for (int64_t j = 0; j < n; j++) {
     if constexpr (isFloat<S>) dst[j] = fromNumber<D>(toF32(src[j * ss]));
     else if constexpr (isFloat<D>) dst[j] = fromF32<D>(float(src[j * ss]));
-    else dst[j] = D(src[j * ss] < 0 ? (sizeof(D) == 1 ? 0 : src[j * ss]) : sizeof(D) == 1 && src[j * ss] > 255 ? 255 : src[j * ss]);
+    else {
+      const int64_t value = src[j * ss];
+      dst[j] = D(sizeof(D) > 1 ? value : value < 0 ? 0 : value > 255 ? 255 : value);
+    }
   }
 }
 

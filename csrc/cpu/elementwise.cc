@@ -8,25 +8,45 @@
 namespace mm::cpu::MM_ISA {
 namespace {
 
+// Terms of gradients, from a, b and the upstream d. Types rather than lambdas, so that equal ones are one instance.
+struct Upstream {
+  MM_INLINE vf operator()(vf, vf, vf d) const { return d; }
+};
+struct Negative {
+  MM_INLINE vf operator()(vf, vf, vf d) const { return -d; }
+};
+struct TimesA {
+  MM_INLINE vf operator()(vf a, vf, vf d) const { return d * a; }
+};
+struct TimesB {
+  MM_INLINE vf operator()(vf, vf b, vf d) const { return d * b; }
+};
+struct OverB {
+  MM_INLINE vf operator()(vf, vf b, vf d) const { return d / b; }
+};
+struct QuotientB {
+  MM_INLINE vf operator()(vf a, vf b, vf d) const { return -d * (a / b) / b; }
+};
+
 struct Add {
   static MM_INLINE vf value(vf a, vf b) { return a + b; }
-  static MM_INLINE vf gradA(vf, vf, vf d) { return d; }
-  static MM_INLINE vf gradB(vf, vf, vf d) { return d; }
+  using GradA = Upstream;
+  using GradB = Upstream;
 };
 struct Sub {
   static MM_INLINE vf value(vf a, vf b) { return a - b; }
-  static MM_INLINE vf gradA(vf, vf, vf d) { return d; }
-  static MM_INLINE vf gradB(vf, vf, vf d) { return -d; }
+  using GradA = Upstream;
+  using GradB = Negative;
 };
 struct Mul {
   static MM_INLINE vf value(vf a, vf b) { return a * b; }
-  static MM_INLINE vf gradA(vf, vf b, vf d) { return d * b; }
-  static MM_INLINE vf gradB(vf a, vf, vf d) { return d * a; }
+  using GradA = TimesB;
+  using GradB = TimesA;
 };
 struct Div {
   static MM_INLINE vf value(vf a, vf b) { return a / b; }
-  static MM_INLINE vf gradA(vf, vf b, vf d) { return d / b; }
-  static MM_INLINE vf gradB(vf a, vf b, vf d) { return -d * (a / b) / b; }
+  using GradA = OverB;
+  using GradB = QuotientB;
 };
 
 template <class Op>
@@ -59,7 +79,7 @@ uint64_t binaryBackwardWorkspace(const MMCall* c) {
 }
 
 template <class T, class F>
-void gradient(const MMCall* c, const MMTensorView& target, F&& f) {
+void gradient(const MMCall* c, const MMTensorView& target, F f) {
   using namespace ops::binary_bwd;
   const auto &a = in(c, A), &b = in(c, B), &dy = in(c, DY);
   if (numel(target) == numel(dy)) {
@@ -74,7 +94,8 @@ void gradient(const MMCall* c, const MMTensorView& target, F&& f) {
   r.template run<SumOp>(
       static_cast<float*>(c->workspace),
       [&](const int64_t* offset, int64_t j, int64_t n) {
-        return f(loadRow(data<const T>(a) + offset[0], r.stride[0], j, n), loadRow(data<const T>(b) + offset[1], r.stride[1], j, n),
+        return f(loadRow(data<const T>(a) + offset[0], r.stride[0], j, n),
+            loadRow(data<const T>(b) + offset[1], r.stride[1], j, n),
                  loadRow(data<const T>(dy) + offset[2], r.stride[2], j, n));
       },
       [&](int64_t i, float total) { data<T>(target)[i] = fromF32<T>(total); });
@@ -85,8 +106,8 @@ int32_t binaryBackward(const MMCall* c) {
   using namespace ops::binary_bwd;
   dispatchFloat(in(c, DY).dtype, [&](auto t) {
     using T = decltype(t);
-    if (hasOut(c, DA)) gradient<T>(c, out(c, DA), [](vf a, vf b, vf d) { return Op::gradA(a, b, d); });
-    if (hasOut(c, DB)) gradient<T>(c, out(c, DB), [](vf a, vf b, vf d) { return Op::gradB(a, b, d); });
+    if (hasOut(c, DA)) gradient<T>(c, out(c, DA), typename Op::GradA{});
+    if (hasOut(c, DB)) gradient<T>(c, out(c, DB), typename Op::GradB{});
   });
   return MM_OK;
 }

@@ -53,7 +53,8 @@ int32_t gatedRmsNorm(const MMCall* c) {
           const float r = 1.f / std::sqrt(sums[0][i] / float(n) + eps);
           const T *px = data<const T>(x) + offset[i][0], *pg = data<const T>(gate) + offset[i][1];
           T* py = data<T>(y) + (first + i) * n;
-          eachVector(n, [&](auto at, int64_t j) { at.store(py + j, at.load(px + j) * r * at.load(pw + j) * silu(at.load(pg + j))); });
+          eachVector(
+              n, [&](auto at, int64_t j) { at.store(py + j, at.load(px + j) * r * at.load(pw + j) * silu(at.load(pg + j))); });
         }
       });
     });

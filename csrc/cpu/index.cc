@@ -21,7 +21,8 @@ int64_t firstInvalid(const MMTensorView& index, int64_t rows) {
   return -1;
 }
 int32_t failIndex(const MMCall* c, const MMTensorView& index, int64_t m, int64_t rows) {
-  return fail(c, "index[%lld] is %d; expected a row in [0, %lld)", static_cast<long long>(m), data<int32_t>(index)[m], static_cast<long long>(rows));
+  return fail(c, "index[%lld] is %d; expected a row in [0, %lld)", static_cast<long long>(m), data<int32_t>(index)[m],
+      static_cast<long long>(rows));
 }
 
 constexpr int64_t kGrainBytes = 65536;
@@ -33,7 +34,8 @@ int32_t gatherRows(const MMCall* c) {
   if (bad >= 0) return failIndex(c, index, bad, x.shape[0]);
   const int64_t bytes = rowSize(x) * elementSize(x.dtype);
   parallelFor(index.shape[0], 1 + kGrainBytes / (bytes + 1), [&](int64_t begin, int64_t end, int) {
-    for (int64_t m = begin; m < end; m++) std::memcpy(data<char>(y) + m * bytes, data<char>(x) + data<int32_t>(index)[m] * bytes, size_t(bytes));
+    for (int64_t m = begin; m < end; m++)
+      std::memcpy(data<char>(y) + m * bytes, data<char>(x) + data<int32_t>(index)[m] * bytes, size_t(bytes));
   });
   return MM_OK;
 }
@@ -61,7 +63,8 @@ uint64_t scatterAddWorkspace(const MMCall* c) {
 }
 
 // y[r] = base[r] + sum of src[m] with index[m] = r; base may be null (zero)
-void scatterAdd(const MMTensorView* base, const MMTensorView& index, const MMTensorView& src, const MMTensorView& y, void* workspace) {
+void scatterAdd(const MMTensorView* base, const MMTensorView& index, const MMTensorView& src, const MMTensorView& y,
+    void* workspace) {
   const int64_t rows = y.shape[0], n = rowSize(y);
   const ByRow by = sortByRow(index, rows, workspace);
   dispatchFloat(y.dtype, [&](auto t) {
@@ -114,7 +117,8 @@ int32_t scatterRows(const MMCall* c) {
   const int32_t* last = lastEntries(index, rows, c->workspace);
   parallelFor(rows, 1 + kGrainBytes / (bytes + 1), [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; r++)
-      std::memcpy(data<char>(y) + r * bytes, last[r] < 0 ? data<char>(x) + r * bytes : data<char>(src) + last[r] * bytes, size_t(bytes));
+      std::memcpy(data<char>(y) + r * bytes, last[r] < 0 ? data<char>(x) + r * bytes : data<char>(src) + last[r] * bytes,
+          size_t(bytes));
   });
   return MM_OK;
 }

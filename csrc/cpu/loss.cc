@@ -203,7 +203,8 @@ int32_t klDiv(const MMCall* c) {
   const auto& a = attrs<Attrs>(c);
   const int64_t n = lastDim(student), rows = numel(student) / n;
   const float* mask = has(c, MASK) ? data<float>(in(c, MASK)) : nullptr;
-  float *perPosition = data<float>(out(c, PER_POSITION)), *lseS = data<float>(out(c, LSE_STUDENT)), *lseT = data<float>(out(c, LSE_TEACHER));
+  float *perPosition = data<float>(out(c, PER_POSITION)), *lseS = data<float>(out(c, LSE_STUDENT)),
+      *lseT = data<float>(out(c, LSE_TEACHER));
   const float scale = float(1. / a.temperature), square = float(a.temperature * a.temperature);
   dispatchFloat(student.dtype, [&](auto t) {
     using T = decltype(t);
@@ -237,7 +238,8 @@ int32_t klDivBackward(const MMCall* c) {
         const float g = (dLoss * (mask ? mask[i] : 1.f) + (dPerPosition ? dPerPosition[i] : 0.f)) * float(a.temperature);
         const float ls = lseS[i], lt = lseT[i];
         for (int64_t j = 0; j < n; j += VL)
-          storeUpTo(data<T>(dx) + i * n + j, (exp(loadUpTo(s + j, n - j) * scale - ls) - exp(loadUpTo(p + j, n - j) * scale - lt)) * g, n - j);
+          storeUpTo(data<T>(dx) + i * n + j,
+                    (exp(loadUpTo(s + j, n - j) * scale - ls) - exp(loadUpTo(p + j, n - j) * scale - lt)) * g, n - j);
       }
     });
   });
@@ -311,6 +313,7 @@ int32_t mseBackward(const MMCall* c) {
 }  // namespace mm::cpu::MM_ISA
 
 MM_CPU_KERNELS(loss, {"crossEntropy", "rows", nullptr, nullptr, crossEntropy},
-               {"crossEntropyBackward", "rows", nullptr, nullptr, crossEntropyBackward}, {"klDiv", "rows", nullptr, nullptr, klDiv},
+               {"crossEntropyBackward", "rows", nullptr, nullptr, crossEntropyBackward},
+               {"klDiv", "rows", nullptr, nullptr, klDiv},
                {"klDivBackward", "rows", nullptr, nullptr, klDivBackward}, {"mse", "blocks", nullptr, mseWorkspace, mse},
                {"mseBackward", "blocks", nullptr, nullptr, mseBackward})

@@ -9,17 +9,25 @@ namespace mm::cpu::MM_ISA {
 
 struct WholeVector {
   template <class T>
-  MM_INLINE vf load(const T* p) const { return MM_ISA::load(p); }
+  MM_INLINE vf load(const T* p) const {
+    return MM_ISA::load(p);
+  }
   template <class T>
-  MM_INLINE void store(T* p, vf x) const { MM_ISA::store(p, x); }
+  MM_INLINE void store(T* p, vf x) const {
+    MM_ISA::store(p, x);
+  }
   MM_INLINE vf inside(vf x) const { return x; }
 };
 struct PartVector {
   int n;
   template <class T>
-  MM_INLINE vf load(const T* p) const { return loadPartial(p, n); }
+  MM_INLINE vf load(const T* p) const {
+    return loadPartial(p, n);
+  }
   template <class T>
-  MM_INLINE void store(T* p, vf x) const { storePartial(p, x, n); }
+  MM_INLINE void store(T* p, vf x) const {
+    storePartial(p, x, n);
+  }
   MM_INLINE vf inside(vf x) const { return select(laneIndex() < n, x, vf{}); }  // zero past the row
 };
 // f(at, j) for the vectors of a row: at.load(p + j), at.store(p + j, x). Lanes past the row load as zero.
@@ -67,7 +75,8 @@ void eachRowBlock(int64_t rows, int64_t floats, float* partials, F&& f) {
     for (int64_t b = begin; b < end; b++) {
       float* partial = partials + b * floats;
       if (floats) std::memset(partial, 0, size_t(floats) * sizeof(float));
-      for (int64_t i = b * kNormBlock; i < rows && i < (b + 1) * kNormBlock; i += VL) f(i, rows - i < VL ? rows - i : VL, partial);
+      for (int64_t i = b * kNormBlock; i < rows && i < (b + 1) * kNormBlock; i += VL)
+        f(i, rows - i < VL ? rows - i : VL, partial);
     }
   });
 }

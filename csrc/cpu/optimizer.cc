@@ -81,12 +81,14 @@ int32_t adamW(const MMCall* c) {
     for (int64_t block = begin; block < end; block++) {
       const int i = owner(first, count, block);
       const int64_t at = (block - first[i]) * kBlock, size = numel(in(c, PARAMS, i)), n = size - at < kBlock ? size - at : kBlock;
-      float *p = data<float>(in(c, PARAMS, i)) + at, *m = data<float>(in(c, EXP_AVG, i)) + at, *v = data<float>(in(c, EXP_AVG_SQ, i)) + at;
+      float *p = data<float>(in(c, PARAMS, i)) + at, *m = data<float>(in(c, EXP_AVG, i)) + at,
+          *v = data<float>(in(c, EXP_AVG_SQ, i)) + at;
       dispatchFloat(in(c, GRADS, i).dtype, [&](auto t) {
         using G = decltype(t);
         const G* g = data<G>(in(c, GRADS, i)) + at;
         if (!copies) return adamBlock<G, float>(f, n, p, g, m, v, nullptr);
-        dispatchFloat(in(c, COMPUTE, i).dtype, [&](auto u) { adamBlock(f, n, p, g, m, v, data<decltype(u)>(in(c, COMPUTE, i)) + at); });
+        dispatchFloat(in(c, COMPUTE, i).dtype,
+                      [&](auto u) { adamBlock(f, n, p, g, m, v, data<decltype(u)>(in(c, COMPUTE, i)) + at); });
       });
     }
   });
@@ -94,7 +96,8 @@ int32_t adamW(const MMCall* c) {
 }
 
 uint64_t gradNormWorkspace(const MMCall* c) {
-  return uint64_t(countIn(c, ops::grad_norm::GRADS) + 1) * sizeof(int64_t) + uint64_t(totalBlocks(c, ops::grad_norm::GRADS)) * sizeof(double);
+  return uint64_t(countIn(c, ops::grad_norm::GRADS) + 1) * sizeof(int64_t) +
+         uint64_t(totalBlocks(c, ops::grad_norm::GRADS)) * sizeof(double);
 }
 
 int32_t gradNorm(const MMCall* c) {
@@ -137,4 +140,5 @@ int32_t gradNorm(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cpu::MM_ISA
 
-MM_CPU_KERNELS(optimizer, {"adamW", "multi-tensor", nullptr, adamWorkspace, adamW}, {"gradNorm", "multi-tensor", nullptr, gradNormWorkspace, gradNorm})
+MM_CPU_KERNELS(optimizer, {"adamW", "multi-tensor", nullptr, adamWorkspace, adamW},
+               {"gradNorm", "multi-tensor", nullptr, gradNormWorkspace, gradNorm})

@@ -98,7 +98,7 @@ struct MaxOp {  // NaN wins
 // K operands, the last one the target. Build with the full nest, then ask for the workspace or run.
 template <int K>
 struct Reduction {
-  static constexpr int64_t kBlock = 16384, kColumns = 256, kRows = 64, kEnough = 64;
+  static constexpr int64_t kBlock = 16384, kColumns = 2048, kRows = 64, kEnough = 64;
   Nest<K> kept, reduced;  // the axes outside the innermost one
   int64_t inner, stride[K], innerBlocks, outputs, units, perChunk, chunks;
   bool innerReduced;
@@ -135,9 +135,9 @@ struct Reduction {
   template <class Op, class V, class F>
   void run(float* partial, V&& value, F&& finish) const {
     const vi lane = laneIndex();
-    const int64_t perOutput = perChunk * (innerReduced ? (inner < kBlock ? inner : kBlock) : kColumns);
+    const int64_t perItem = perChunk * (innerReduced ? (inner < kBlock ? inner : kBlock) : inner < kColumns ? inner : kColumns);
     if (innerReduced)
-      parallelFor(outputs * chunks, 1 + kBlock / (perOutput + 1), [&](int64_t begin, int64_t end, int) {
+      parallelFor(outputs * chunks, 1 + kBlock / (perItem + 1), [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; item++) {
           const int64_t output = item / chunks, chunk = item % chunks;
           const Cursor<K> at(kept, kept.ndim, output);
@@ -156,24 +156,27 @@ struct Reduction {
 #pragma GCC unroll 4
               for (int u = 0; u < 4; u++) acc[u] = Op::combine(acc[u], value(offset, j + u * VL, inner));
             for (; j < limit; j += VL)
-              acc[0] = Op::combine(acc[0], select(lane < int32_t(limit - j < VL ? limit - j : VL), value(offset, j, inner), splat(Op::initial)));
-            total = Op::combine(total, typename Op::Total(Op::across(Op::combine(Op::combine(acc[0], acc[1]), Op::combine(acc[2], acc[3])))));
+              acc[0] = Op::combine(acc[0], select(lane < int32_t(limit - j < VL ? limit - j : VL), value(offset, j, inner),
+                                                  splat(Op::initial)));
+            const vf lanes = Op::combine(Op::combine(acc[0], acc[1]), Op::combine(acc[2], acc[3]));
+            total = Op::combine(total, typename Op::Total(Op::across(lanes)));
             if (block + 1 == innerBlocks) row.next();
           }
           partial[chunk * outputs + output] = float(total);
         }
       });
     else
-      parallelFor(kept.count(kept.ndim) * innerBlocks * chunks, 1 + kBlock / (perOutput + 1), [&](int64_t begin, int64_t end, int) {
+      parallelFor(kept.count(kept.ndim) * innerBlocks * chunks, 1 + kBlock / (perItem + 1), [&](int64_t begin, int64_t end, int) {
         for (int64_t item = begin; item < end; item++) {
-          const int64_t chunk = item % chunks, first = item / chunks % innerBlocks * kColumns, outer = item / (chunks * innerBlocks);
+          const int64_t chunk = item % chunks, first = item / chunks % innerBlocks * kColumns,
+              outer = item / (chunks * innerBlocks);
           const int64_t limit = first + kColumns < inner ? first + kColumns : inner;
           const Cursor<K> at(kept, kept.ndim, outer);
           int64_t unit = chunk * perChunk;
           const int64_t stop = unit + perChunk < units ? unit + perChunk : units;
           Cursor<K> row(reduced, reduced.ndim, unit);
           vf acc[kColumns / VL];
-          for (auto& a : acc) a = splat(Op::initial);
+          for (int64_t i = 0; i * VL < limit - first; i++) acc[i] = splat(Op::initial);
           for (; unit < stop; unit++) {
             int64_t offset[K];
             for (int k = 0; k < K; k++) offset[k] = at.offset[k] + row.offset[k];
@@ -187,7 +190,8 @@ struct Reduction {
     parallelFor(outputs, 1 + kBlock / chunks, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; i++) {
         typename Op::Total total = partial[i];
-        for (int64_t chunk = 1; chunk < chunks; chunk++) total = Op::combine(total, typename Op::Total(partial[chunk * outputs + i]));
+        for (int64_t chunk = 1; chunk < chunks; chunk++)
+          total = Op::combine(total, typename Op::Total(partial[chunk * outputs + i]));
         finish(i, float(total));
       }
     });

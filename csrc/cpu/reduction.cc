@@ -47,7 +47,8 @@ int32_t reduce(const MMCall* c) {
     const Reduction<2> r = plan(x, y, attrs<Attrs>(c).axis);
     const float factor = MEAN ? float(double(outputs) / double(elements)) : 1.f;
     r.template run<Op>(
-        static_cast<float*>(c->workspace), [&](const int64_t* offset, int64_t j, int64_t n) { return loadRow(data<const T>(x) + offset[0], r.stride[0], j, n); },
+        static_cast<float*>(c->workspace),
+        [&](const int64_t* offset, int64_t j, int64_t n) { return loadRow(data<const T>(x) + offset[0], r.stride[0], j, n); },
         [&](int64_t i, float total) { data<T>(y)[i] = fromF32<T>(total * factor); });
   });
   return MM_OK;

@@ -42,8 +42,8 @@ void rotateHeads(const MMTensorView& x, const MMTensorView& y, int64_t b, int64_
 }
 
 template <class T, Turn TURN>
-void rotateAll(const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2], const MMTensorView& cos, const MMTensorView& sin,
-               const MMTensorView& ids) {
+void rotateAll(const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2], const MMTensorView& cos,
+               const MMTensorView& sin, const MMTensorView& ids) {
   const MMTensorView& any = *(x[0] ? x[0] : x[1]);
   const int64_t batch = any.shape[0], length = any.shape[2], dim = any.shape[3];
   const int64_t heads = (x[0] ? x[0]->shape[1] : 0) + (x[1] ? x[1]->shape[1] : 0);
@@ -57,8 +57,8 @@ void rotateAll(const MMTensorView* const (&x)[2], const MMTensorView* const (&y)
   });
 }
 
-int32_t turn(const MMCall* c, Turn turn, const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2], const MMTensorView& cos,
-             const MMTensorView& sin, const MMTensorView& ids) {
+int32_t turn(const MMCall* c, Turn turn, const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2],
+             const MMTensorView& cos, const MMTensorView& sin, const MMTensorView& ids) {
   for (int64_t i = 0; i < numel(ids); i++) {
     const int32_t p = data<int32_t>(ids)[i];
     if (p < 0 || p >= cos.shape[0])
@@ -89,7 +89,8 @@ int32_t ropeBackward(const MMCall* c) {
   const bool q = hasOut(c, DQ), k = hasOut(c, DK);
   const MMTensorView* const x[2] = {q ? &in(c, D_Q_EMBED) : nullptr, k ? &in(c, D_K_EMBED) : nullptr};
   const MMTensorView* const y[2] = {q ? &out(c, DQ) : nullptr, k ? &out(c, DK) : nullptr};
-  return turn(c, attrs<Attrs>(c).inverse ? Turn::TransposedBack : Turn::Transposed, x, y, in(c, COS), in(c, SIN), in(c, POSITION_IDS));
+  return turn(c, attrs<Attrs>(c).inverse ? Turn::TransposedBack : Turn::Transposed, x, y, in(c, COS), in(c, SIN),
+              in(c, POSITION_IDS));
 }
 
 // Frequencies and angles in f32, operation by operation as the reference; only cos and sin of an angle are in double.

@@ -180,7 +180,8 @@ int32_t sample(const MMCall* c) {
     parallelFor(logits.shape[0], 1 + 4096 / n, [&](int64_t begin, int64_t end, int worker) {
       for (int64_t i = begin; i < end; i++) {
         const T* row = data<T>(logits) + i * logits.stride[0];
-        data<int32_t>(out(c, TOKEN))[i] = a.temperature > 0 ? sampleRow(row, n, a, i, keys + worker * n, mass + worker * n) : argmaxRow(row, n);
+        data<int32_t>(out(c, TOKEN))[i] = a.temperature > 0 ? sampleRow(row, n, a, i, keys + worker * n, mass + worker * n)
+            : argmaxRow(row, n);
       }
     });
   });

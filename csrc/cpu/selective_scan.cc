@@ -171,7 +171,8 @@ void loadChunk(const Scan& v, const Place& p, const Block& w, int64_t t, int64_t
 template <bool VARIES_B, bool VARIES_C, bool OUTPUT>
 void advance(const Block& w, int64_t states, int64_t n) {
   for (int64_t k = 0; k < states; k++) {
-    const vf a = load(w.a + k * VL), constB = VARIES_B ? vf{} : load(w.constB + k * VL), constC = VARIES_C ? vf{} : load(w.constC + k * VL);
+    const vf a = load(w.a + k * VL), constB = VARIES_B ? vf{} : load(w.constB + k * VL),
+        constC = VARIES_C ? vf{} : load(w.constC + k * VL);
     const float *timeB = w.timeB + k * kChunk, *timeC = w.timeC + k * kChunk;
     vf s = load(w.s + k * VL);
     for (int64_t i = 0; i < n; i++) {
@@ -282,7 +283,8 @@ void addLaneSums(const float* tile, int64_t n, float* to) {
 template <bool VARIES_B, bool VARIES_C>
 void retreat(const BackwardBlock& w, int64_t states, int64_t n, bool wantY, float* dB, float* dC, int64_t length) {
   for (int64_t k = 0; k < states; k++) {
-    const vf a = load(w.a + k * VL), constB = VARIES_B ? vf{} : load(w.constB + k * VL), constC = VARIES_C ? vf{} : load(w.constC + k * VL);
+    const vf a = load(w.a + k * VL), constB = VARIES_B ? vf{} : load(w.constB + k * VL),
+        constC = VARIES_C ? vf{} : load(w.constC + k * VL);
     const float *timeB = w.timeB + k * kChunk, *timeC = w.timeC + k * kChunk;
     vf s = load(w.s + k * VL);
     store(w.states, s);
@@ -295,7 +297,8 @@ void retreat(const BackwardBlock& w, int64_t states, int64_t n, bool wantY, floa
     if (wantY)
       for (int64_t i = 0; i < n; i++)
         store(w.y + i * VL, fma(VARIES_C ? splat(timeC[i]) : constC, load(w.states + (i + 1) * VL), load(w.y + i * VL)));
-    vf ds = load(w.ds + k * VL), da = load(w.da + k * VL), sumB = VARIES_B ? vf{} : load(w.db + k * VL), sumC = VARIES_C ? vf{} : load(w.dc + k * VL);
+    vf ds = load(w.ds + k * VL), da = load(w.da + k * VL), sumB = VARIES_B ? vf{} : load(w.db + k * VL),
+        sumC = VARIES_C ? vf{} : load(w.dc + k * VL);
     const vf natural = a * 0.693147181f;  // A itself
     for (int64_t i = n - 1; i >= 0; i--) {
       const vf dy = load(w.dy + i * VL);
@@ -322,11 +325,13 @@ void retreat(const BackwardBlock& w, int64_t states, int64_t n, bool wantY, floa
 
 // (N, VL) into rows (N, D) of one batch
 void storeColumns(const float* from, const Place& p, const Scan& v, float* to) {
-  for (int64_t n = 0; n < v.state; n++) storeUpTo(to + (p.batch * v.state + n) * v.channels + p.channel, load(from + n * VL), p.lanes);
+  for (int64_t n = 0; n < v.state; n++) storeUpTo(to + (p.batch * v.state + n) * v.channels + p.channel, load(from + n * VL),
+      p.lanes);
 }
 
 template <class T, bool VARIES_B, bool VARIES_C>
-void backwardBlock(const MMCall* c, const Scan& v, const Place& p, const BackwardBlock& w, const Partials& partial, float* dB, float* dC) {
+void backwardBlock(const MMCall* c, const Scan& v, const Place& p, const BackwardBlock& w, const Partials& partial, float* dB,
+    float* dC) {
   using namespace ops::selective_scan_bwd;
   beginBlock(v, p, w);
   const int64_t stateFloats = v.state * VL;
@@ -424,13 +429,15 @@ int32_t selectiveScanBackward(const MMCall* c) {
       parallelFor(v.batch * v.groups * partial.sets, 1, [&](int64_t first, int64_t last, int worker) {
         const BackwardBlock w(partial.workers + worker * partial.perWorker, v);
         for (int64_t item = first; item < last; item++) {
-          const int64_t set = item % partial.sets, group = item / partial.sets % v.groups, batch = item / (partial.sets * v.groups);
+          const int64_t set = item % partial.sets, group = item / partial.sets % v.groups,
+              batch = item / (partial.sets * v.groups);
           const int64_t size = v.state * v.length;
           float *dB = partial.b + item * size, *dC = partial.c + item * size;
           if (v.variesB) std::memset(dB, 0, size_t(size) * sizeof(float));
           if (v.variesC) std::memset(dC, 0, size_t(size) * sizeof(float));
           for (int64_t block = set * v.blocks / partial.sets; block < (set + 1) * v.blocks / partial.sets; block++)
-            backwardBlock<T, decltype(variesB)::value, decltype(variesC)::value>(c, v, placeOf(v, batch, group, block), w, partial, dB, dC);
+            backwardBlock<T, decltype(variesB)::value, decltype(variesC)::value>(c, v, placeOf(v, batch, group, block), w,
+                partial, dB, dC);
         }
       });
     });
@@ -438,8 +445,10 @@ int32_t selectiveScanBackward(const MMCall* c) {
     if (hasOut(c, DD)) sumConstant(partial.d, v.batch, 1, v.channels, out(c, DD));
     if (hasOut(c, DDELTA_BIAS)) sumConstant(partial.bias, v.batch, 1, v.channels, out(c, DDELTA_BIAS));
     const int64_t outer = v.batch * v.groups, inner = v.state * v.length;
-    if (hasOut(c, DB)) v.variesB ? sumVarying<T>(partial.b, outer, partial.sets, inner, out(c, DB)) : sumConstant(partial.b, v.batch, v.state, v.channels, out(c, DB));
-    if (hasOut(c, DC)) v.variesC ? sumVarying<T>(partial.c, outer, partial.sets, inner, out(c, DC)) : sumConstant(partial.c, v.batch, v.state, v.channels, out(c, DC));
+    if (hasOut(c, DB)) v.variesB ? sumVarying<T>(partial.b, outer, partial.sets, inner, out(c, DB))
+        : sumConstant(partial.b, v.batch, v.state, v.channels, out(c, DB));
+    if (hasOut(c, DC)) v.variesC ? sumVarying<T>(partial.c, outer, partial.sets, inner, out(c, DC))
+        : sumConstant(partial.c, v.batch, v.state, v.channels, out(c, DC));
   });
   return MM_OK;
 }

@@ -20,7 +20,8 @@ MM_INLINE vf vectorAt(const MMTensorView& v, int64_t offset, bool tied, int64_t 
 
 // R rows of the state at once. decay: of the row when tied, else from A; returns the lanes' partial <C, state> per row.
 template <class T, class P, bool TIED, int R>
-MM_INLINE void updateRows(float* state, int64_t stride, const T* b, const T* c, const P* a, int64_t n, const float* step, const float* input, float decay,
+MM_INLINE void updateRows(float* state, int64_t stride, const T* b, const T* c, const P* a, int64_t n, const float* step,
+    const float* input, float decay,
                           vf* sums) {
   vf acc[R] = {};
   for (int64_t j = 0; j < n; j += VL) {
@@ -40,7 +41,8 @@ MM_INLINE void updateRows(float* state, int64_t stride, const T* b, const T* c, 
 template <class T, class P, bool TIED>
 void update(const MMCall* call) {
   using namespace ops::selective_state_update;
-  const auto &state = in(call, STATE), &x = in(call, X), &dt = in(call, DT), &vb = in(call, B), &vc = in(call, C), &y = out(call, OUT);
+  const auto &state = in(call, STATE), &x = in(call, X), &dt = in(call, DT), &vb = in(call, B), &vc = in(call, C),
+      &y = out(call, OUT);
   const bool perHead = state.ndim == 4, softly = attrs<Attrs>(call).dtSoftplus;
   const int64_t heads = perHead ? state.shape[1] : 1, rows = perHead ? state.shape[2] : state.shape[1], n = lastDim(state);
   const int64_t groups = perHead ? vb.shape[1] : 1, blocks = (rows + VL - 1) / VL, rowStride = state.stride[state.ndim - 2];
@@ -48,7 +50,8 @@ void update(const MMCall* call) {
   const auto headStride = [&](const MMTensorView& v) { return perHead ? v.stride[1] : 0; };
   parallelFor(state.shape[0] * heads * blocks, 1 + 65536 / (VL * n + 1), [&](int64_t first, int64_t last, int) {
     for (int64_t item = first; item < last; item++) {
-      const int64_t batch = item / (heads * blocks), h = item / blocks % heads, p = item % blocks * VL, group = h / (heads / groups);
+      const int64_t batch = item / (heads * blocks), h = item / blocks % heads, p = item % blocks * VL,
+          group = h / (heads / groups);
       const int64_t left = rows - p, count = left < VL ? left : VL;
       const vf vx = loadUpTo(data<T>(x) + batch * x.stride[0] + h * headStride(x) + p, left);
       vf step = vectorAt(dt, batch * dt.stride[0] + h * headStride(dt) + (TIED ? 0 : p), TIED, left);
@@ -60,15 +63,19 @@ void update(const MMCall* call) {
       const P* a = data<P>(in(call, A)) + (TIED ? h : (h * rows + p) * n);
       const float decay = TIED ? exp(steps[0] * toF32(*a)) : 0.f;
       float* s = data<float>(state) + batch * state.stride[0] + h * headStride(state) + p * rowStride;
-      const T *b = data<T>(vb) + batch * vb.stride[0] + group * headStride(vb), *c = data<T>(vc) + batch * vc.stride[0] + group * headStride(vc);
+      const T *b = data<T>(vb) + batch * vb.stride[0] + group * headStride(vb),
+          *c = data<T>(vc) + batch * vc.stride[0] + group * headStride(vc);
       vf sums[VL] = {};
       int64_t i = 0;
       for (; i + 4 <= count; i += 4)
-        updateRows<T, P, TIED, 4>(s + i * rowStride, rowStride, b, c, TIED ? a : a + i * n, n, steps + i, inputs + i, decay, sums + i);
-      for (; i < count; i++) updateRows<T, P, TIED, 1>(s + i * rowStride, rowStride, b, c, TIED ? a : a + i * n, n, steps + i, inputs + i, decay, sums + i);
+        updateRows<T, P, TIED, 4>(s + i * rowStride, rowStride, b, c, TIED ? a : a + i * n, n, steps + i, inputs + i, decay,
+            sums + i);
+      for (; i < count; i++) updateRows<T, P, TIED, 1>(s + i * rowStride, rowStride, b, c, TIED ? a : a + i * n, n, steps + i,
+          inputs + i, decay, sums + i);
       vf result = sumLanes(sums);
       if (has(call, D)) result = fma(vectorAt(in(call, D), tiedD ? h : h * rows + p, tiedD, left), vx, result);
-      if (has(call, Z)) result *= silu(loadUpTo(data<T>(in(call, Z)) + batch * in(call, Z).stride[0] + h * headStride(in(call, Z)) + p, left));
+      if (has(call, Z)) result *= silu(loadUpTo(data<T>(in(call, Z)) + batch * in(call,
+          Z).stride[0] + h * headStride(in(call, Z)) + p, left));
       storeUpTo(data<T>(y) + (batch * heads + h) * rows + p, result, left);
     }
   });

@@ -111,6 +111,14 @@ void forRows(const Nest<K>& nest, F&& f) {
   });
 }
 
+template <class E>
+MM_INLINE void copyRow(const E* from, E* to, int64_t n) {
+  if (n == 64) std::memcpy(to, from, 64 * sizeof(E));  // inline
+  else if (n * int64_t(sizeof(E)) > 64) std::memcpy(to, from, size_t(n) * sizeof(E));
+  else
+    for (int64_t j = 0; j < n; j++) to[j] = from[j];
+}
+
 // dst[j * dstStride + i] = src[i * srcStride + j]: i < rows, j < cols
 template <class E>
 void transposeElements(int64_t rows, int64_t cols, const E* src, int64_t srcStride, E* dst, int64_t dstStride) {
@@ -134,16 +142,29 @@ void transposeElements(int64_t rows, int64_t cols, const E* src, int64_t srcStri
     for (int64_t k = i; k < rows; k++) dst[j * dstStride + k] = src[k * srcStride + j];
 }
 
+// A tile goes through a compact buffer: rows a power of two apart share one set of the first-level cache, where stores
+// of a few lanes into each of them would miss every time (512 x 512 f32: 30 GB/s without it, 60 with it; 4096 x 4096 u8: 4
+// and 8). Sources of less than 4 bytes, of which a vector takes part of a line, are gathered first for the same reason.
+// Prefetching the tiles' lines gained nothing.
+constexpr int64_t kTile = 64;
+template <class E>
+void transposeTile(int64_t rows, int64_t cols, const E* src, int64_t srcStride, E* dst, int64_t dstStride) {
+  alignas(64) E gathered[sizeof(E) < 4 ? kTile * kTile : 1], turned[kTile * kTile];
+  if (sizeof(E) < 4) {
+    for (int64_t i = 0; i < rows; i++) copyRow(src + i * srcStride, gathered + i * kTile, cols);
+    transposeElements(rows, cols, gathered, kTile, turned, kTile);
+  } else {
+    transposeElements(rows, cols, src, srcStride, turned, kTile);
+  }
+  for (int64_t j = 0; j < cols; j++) copyRow(turned + j * kTile, dst + j * dstStride, rows);
+}
+
 template <class E>
 void copyElements(Nest<2> nest, const E* src, E* dst) {
   const int last = nest.ndim - 1;
   if (nest.stride[0][last] == 1 && nest.stride[1][last] == 1) {
     forRows(nest, [&](const int64_t* offset, int64_t n) {
-      const E* from = src + offset[0];
-      E* to = dst + offset[1];
-      if (n * int64_t(sizeof(E)) >= 64) std::memcpy(to, from, size_t(n) * sizeof(E));
-      else
-        for (int64_t j = 0; j < n; j++) to[j] = from[j];
+      copyRow(src + offset[0], dst + offset[1], n);
     });
     return;
   }
@@ -151,7 +172,6 @@ void copyElements(Nest<2> nest, const E* src, E* dst) {
   for (int i = 0; i < last; i++)
     if (nest.stride[0][i] == 1) dense = i;
   if (dense >= 0 && nest.stride[1][last] == 1 && nest.size[dense] >= 4 && nest.size[last] >= 4) {
-    constexpr int64_t kTile = 64;
     nest.swap(dense, last - 1);
     const int64_t cols = nest.size[last - 1], rows = nest.size[last];
     const int64_t colTiles = (cols + kTile - 1) / kTile, rowTiles = (rows + kTile - 1) / kTile;
@@ -159,9 +179,10 @@ void copyElements(Nest<2> nest, const E* src, E* dst) {
       for (int64_t item = begin; item < end; item++) {
         const int64_t i = item % rowTiles * kTile, j = item / rowTiles % colTiles * kTile;
         const Cursor<2> at(nest, last - 1, item / (rowTiles * colTiles));
-        transposeElements(rows - i < kTile ? rows - i : kTile, cols - j < kTile ? cols - j : kTile,
-                          src + at.offset[0] + i * nest.stride[0][last] + j, nest.stride[0][last],
-                          dst + at.offset[1] + j * nest.stride[1][last - 1] + i, nest.stride[1][last - 1]);
+        const int64_t height = rows - i < kTile ? rows - i : kTile, width = cols - j < kTile ? cols - j : kTile;
+        const E* from = src + at.offset[0] + i * nest.stride[0][last] + j;
+        E* to = dst + at.offset[1] + j * nest.stride[1][last - 1] + i;
+        transposeTile(height, width, from, nest.stride[0][last], to, nest.stride[1][last - 1]);
       }
     });
     return;

@@ -7,6 +7,7 @@
 #include "core/backends.h"
 #include "core/dispatcher.h"
 #include "core/kernels.h"
+#include "core/profile.h"
 #include "napi/environment.h"
 #include "napi/errors.h"
 #include "napi/handle.h"
@@ -163,7 +164,7 @@ std::vector<uint64_t> attrsOf(Napi::Env env, const Schema& schema, Napi::Value v
   return bits;
 }
 
-// run(op id, operands by slot (handle | null | handle[]), attributes, device) -> results by slot (wrapped | null)
+// run(op id, operands by slot (handle | null | handle[]), attributes, device) -> results by slot (wrapped | wrapped[] | null)
 Napi::Value runOp(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const int op = info[0].As<Napi::Number>().Int32Value();
@@ -192,7 +193,15 @@ Napi::Value runOp(const Napi::CallbackInfo& info) {
   if (!stream) stream = Environment::of(env).stream(env, info[3].IsString() ? info[3].As<Napi::String>().Utf8Value() : "cpu");
   Operands results = guarded(env, [&] { return run(stream, op, std::move(inputs), std::move(attrs)); });
   Napi::Array out = Napi::Array::New(env, results.size());
-  for (uint32_t s = 0; s < results.size(); s++) out.Set(s, results[s].empty() ? env.Null() : wrapTensor(env, std::move(results[s][0])));
+  for (uint32_t s = 0; s < results.size(); s++) {
+    if (results[s].size() < 2) {
+      out.Set(s, results[s].empty() ? env.Null() : wrapTensor(env, std::move(results[s][0])));
+      continue;
+    }
+    Napi::Array list = Napi::Array::New(env, results[s].size());
+    for (uint32_t i = 0; i < results[s].size(); i++) list.Set(i, wrapTensor(env, std::move(results[s][i])));
+    out.Set(s, list);
+  }
   return out;
 }
 
@@ -298,6 +307,22 @@ Napi::Value resetPeak(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// profile(on) -> what was counted since the last call: [{op, variant, calls, ms}]
+Napi::Value profile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  setProfiling(info[0].ToBoolean());
+  Napi::Array all = Napi::Array::New(env);
+  for (const ProfileRow& row : takeProfile()) {
+    Napi::Object o = Napi::Object::New(env);
+    o.Set("op", row.kernel->op);
+    o.Set("variant", row.kernel->variant);
+    o.Set("calls", Napi::Number::New(env, static_cast<double>(row.calls)));
+    o.Set("ms", Napi::Number::New(env, static_cast<double>(row.nanoseconds) / 1e6));
+    all.Set(all.Length(), o);
+  }
+  return all;
+}
+
 Napi::Value listBackends(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array all = Napi::Array::New(env);
@@ -337,6 +362,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("dispose", Napi::Function::New(env, dispose));
   exports.Set("memoryStats", Napi::Function::New(env, memoryStats));
   exports.Set("resetPeak", Napi::Function::New(env, resetPeak));
+  exports.Set("profile", Napi::Function::New(env, profile));
   exports.Set("backends", Napi::Function::New(env, listBackends));
   exports.Set("setSearch", Napi::Function::New(env, setSearch));
   return exports;

@@ -1,5 +1,7 @@
 #include "napi/environment.h"
 
+#include <algorithm>
+
 #include "core/backends.h"
 #include "napi/errors.h"
 
@@ -25,6 +27,23 @@ void Environment::shutdown(void* data) {
   self->closed_ = true;
   for (auto& [name, stream] : self->streams_) stream->shutdown();
   self->wake_.Release();
+}
+
+void Environment::allocated(Napi::Env env, int64_t bytes) {
+  live_ += bytes;
+  turnover_ += bytes;
+  peak_ = std::max(peak_, live_);
+  if (turnover_ < stretch_) return;
+  Napi::MemoryManagement::AdjustExternalMemory(env, low_ - reported_);
+  reported_ = low_;
+  constexpr int64_t shortest = int64_t(64) << 20, longest = int64_t(2) << 30;
+  stretch_ = std::min(longest, std::max(shortest, 8 * peak_));
+  turnover_ = 0, low_ = live_, peak_ = live_;
+}
+
+void Environment::freed(int64_t bytes) {
+  live_ -= bytes;
+  low_ = std::min(low_, live_);
 }
 
 const std::shared_ptr<Stream>& Environment::stream(Napi::Env env, const std::string& device) {

@@ -32,6 +32,12 @@ class Environment {
 
   int64_t handles = 0;  // live tensor handles
 
+  // V8 must feel device memory, or it never collects forgotten tensors; but it starts a collection whenever the figure
+  // rises by some tens of megabytes, as it does in every training step. So it is told the low-water mark of stretches
+  // that are long enough to hold a step: what rises from stretch to stretch is forgotten, not used.
+  void allocated(Napi::Env env, int64_t bytes);
+  void freed(int64_t bytes);
+
  private:
   struct Waiter;
   void settle(Napi::Env env, Waiter* waiter);
@@ -42,6 +48,7 @@ class Environment {
   std::map<std::string, std::vector<std::string>> search_;
   Napi::ThreadSafeFunction wake_;
   int pending_ = 0;
+  int64_t live_ = 0, low_ = 0, peak_ = 0, turnover_ = 0, stretch_ = int64_t(64) << 20, reported_ = 0;
   bool closed_ = false;
 };
 

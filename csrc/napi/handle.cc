@@ -11,13 +11,13 @@ constexpr napi_type_tag kTag = {0x6d6d6d616d626121ull, 0x7f1c0a5e9b3d4c62ull};
 
 struct Handle {
   Tensor tensor;
-  int64_t reported = 0;  // bytes told to V8, so that its collector feels device memory
 };
 
 void letGo(Napi::Env env, Handle* h) {
   if (!h->tensor.storage) return;
-  Napi::MemoryManagement::AdjustExternalMemory(env, -h->reported);
-  Environment::of(env).handles--;
+  Environment& environment = Environment::of(env);
+  environment.handles--;
+  if (--h->tensor.storage->handles == 0) environment.freed(static_cast<int64_t>(h->tensor.storage->bytes));
   h->tensor = Tensor{};
 }
 
@@ -39,14 +39,14 @@ Napi::Array numbers(Napi::Env env, const Shape& list) {
 
 Napi::Value wrapTensor(Napi::Env env, Tensor tensor) {
   auto* h = new Handle{std::move(tensor)};
-  h->reported = h->tensor.numel() * dtypeSize(h->tensor.desc.dtype);
   auto external = Napi::External<Handle>::New(env, h, [](Napi::Env e, Handle* p) {
     letGo(e, p);
     delete p;
   });
   napi_type_tag_object(env, external, &kTag);
-  Napi::MemoryManagement::AdjustExternalMemory(env, h->reported);
-  Environment::of(env).handles++;
+  Environment& environment = Environment::of(env);
+  environment.handles++;
+  if (h->tensor.storage->handles++ == 0) environment.allocated(env, static_cast<int64_t>(h->tensor.storage->bytes));
   Napi::Array a = Napi::Array::New(env, 5);
   a.Set(0u, external);
   a.Set(1u, Napi::Number::New(env, h->tensor.desc.dtype));

@@ -28,7 +28,8 @@ inline void infer(Infer& c) {
 MM_REGISTER_OP({
     "swiglu",
     "Gated product: `y = a * sigmoid(a) * b` (arXiv 2002.05202).",
-    {rows(input("a", kFloat, "any shape; a slice of a fused projection is fine")), rows(input("b", kFloat, "a's shape and dtype"))},
+    {rows(input("a", kFloat, "any shape; a slice of a fused projection is fine")),
+     rows(input("b", kFloat, "a's shape and dtype"))},
     {},
     {{"y", "a's shape and dtype"}},
     infer,
@@ -66,11 +67,21 @@ MM_REGISTER_OP({
 #ifdef MM_OP_SCHEMA
 namespace mm::ops::activation {
 inline void infer(Infer& c) { c.out(Y, c.dtype(X), c.shape(X)); }
-MM_REGISTER_OP({
-    "silu", "`y = x * sigmoid(x)`.", {rows(input("x", kFloat, "any shape"))}, {}, {{"y", "x's shape and dtype"}}, infer, "siluBackward"});
+MM_REGISTER_OP({"silu",
+                "`y = x * sigmoid(x)`.",
+                {rows(input("x", kFloat, "any shape"))},
+                {},
+                {{"y", "x's shape and dtype"}},
+                infer,
+                "siluBackward"});
 namespace gelu {
-MM_REGISTER_OP({"gelu", "Exact Gaussian error linear unit: `y = x / 2 * (1 + erf(x / sqrt 2))` (arXiv 1606.08415).",
-                {rows(input("x", kFloat, "any shape"))}, {}, {{"y", "x's shape and dtype"}}, infer, "geluBackward"});
+MM_REGISTER_OP({"gelu",
+                "Exact Gaussian error linear unit: `y = x / 2 * (1 + erf(x / sqrt 2))` (arXiv 1606.08415).",
+                {rows(input("x", kFloat, "any shape"))},
+                {},
+                {{"y", "x's shape and dtype"}},
+                infer,
+                "geluBackward"});
 }
 }  // namespace mm::ops::activation
 namespace mm::ops::activation_bwd {
@@ -78,11 +89,21 @@ inline void infer(Infer& c) {
   c.expectSameShape(DY, X), c.expectSameDtype(DY, X);
   c.out(DX, c.dtype(X), c.shape(X));
 }
-MM_REGISTER_OP({"siluBackward", "Gradient of silu.", {rows(input("x", kFloat, "any shape")), rows(input("dY", kFloat, "x's shape"))},
-                {integer("needs", 1, "bit 0: dX")}, {{"dX", "x's shape and dtype"}}, infer, "none: second derivatives are not provided"});
+MM_REGISTER_OP({"siluBackward",
+                "Gradient of silu.",
+                {rows(input("x", kFloat, "any shape")), rows(input("dY", kFloat, "x's shape"))},
+                {integer("needs", 1, "bit 0: dX")},
+                {{"dX", "x's shape and dtype"}},
+                infer,
+                "none: second derivatives are not provided"});
 namespace gelu {
-MM_REGISTER_OP({"geluBackward", "Gradient of gelu.", {rows(input("x", kFloat, "any shape")), rows(input("dY", kFloat, "x's shape"))},
-                {integer("needs", 1, "bit 0: dX")}, {{"dX", "x's shape and dtype"}}, infer, "none: second derivatives are not provided"});
+MM_REGISTER_OP({"geluBackward",
+                "Gradient of gelu.",
+                {rows(input("x", kFloat, "any shape")), rows(input("dY", kFloat, "x's shape"))},
+                {integer("needs", 1, "bit 0: dX")},
+                {{"dX", "x's shape and dtype"}},
+                infer,
+                "none: second derivatives are not provided"});
 }
 }  // namespace mm::ops::activation_bwd
 #endif

@@ -24,7 +24,8 @@ inline void checkShapes(Infer& c, int q, int k, int v) {
 }
 inline void checkMask(Infer& c, int q, int cuQ, int cuK, int64_t windowLeft, int64_t windowRight) {
   c.require(windowLeft >= -1 && windowRight >= -1, "ERR_ARGUMENT",
-            "windowLeft and windowRight are at least -1 (unlimited), not %lld and %lld", (long long)windowLeft, (long long)windowRight);
+            "windowLeft and windowRight are at least -1 (unlimited), not %lld and %lld", (long long)windowLeft,
+            (long long)windowRight);
   c.require(c.has(cuQ) == c.has(cuK), "ERR_ARGUMENT", "cuSeqlensQ and cuSeqlensK come together");
   if (!c.has(cuQ)) return;
   c.require(c.dim(q, 0) == 1, "ERR_SHAPE", "packed sequences stand in one batch row, but q has %lld", (long long)c.dim(q, 0));
@@ -48,7 +49,8 @@ MM_REGISTER_OP({
      rows(input("v", kFloat, "(B, Lk, Hk, D)")),
      optional(input("cuSeqlensQ", kI32, "(S + 1) starts of packed query sequences and the end; B is 1")),
      optional(input("cuSeqlensK", kI32, "(S + 1) the same of keys and values"))},
-    {number("scale", 0, "factor of the scores; 0 is 1 / sqrt(D)"), flag("causal", false, "a query sees the keys up to its own position"),
+    {number("scale", 0, "factor of the scores; 0 is 1 / sqrt(D)"),
+     flag("causal", false, "a query sees the keys up to its own position"),
      integer("windowLeft", -1, "keys this far before the query are seen; -1 is unlimited"),
      integer("windowRight", -1, "keys this far behind the query are seen; -1 is unlimited, causal makes it 0")},
     {{"o", "(B, Lq, H, D), q's dtype"}, {"lse", "(B, H, Lq) f32, natural logarithm"}},
@@ -81,12 +83,13 @@ inline void infer(Infer& c) {
 MM_REGISTER_OP({
     "attentionBackward",
     "Gradients of attention; the probabilities are recomputed from lse.",
-    {rows(input("q", kFloat, "(B, Lq, H, D)")), rows(input("k", kFloat, "(B, Lk, Hk, D)")), rows(input("v", kFloat, "(B, Lk, Hk, D)")),
-     optional(input("cuSeqlensQ", kI32, "(S + 1)")), optional(input("cuSeqlensK", kI32, "(S + 1)")),
-     rows(input("o", kFloat, "(B, Lq, H, D)")), input("lse", kF32, "(B, H, Lq)"), rows(input("dO", kFloat, "(B, Lq, H, D)")),
-     optional(input("dLse", kF32, "(B, H, Lq); absent is zero"))},
-    {number("scale", 0, "as in the forward"), flag("causal", false, "as in the forward"), integer("windowLeft", -1, "as in the forward"),
-     integer("windowRight", -1, "as in the forward"), integer("needs", 7, "bit 0: dQ, bit 1: dK, bit 2: dV")},
+    {rows(input("q", kFloat, "(B, Lq, H, D)")), rows(input("k", kFloat, "(B, Lk, Hk, D)")),
+     rows(input("v", kFloat, "(B, Lk, Hk, D)")), optional(input("cuSeqlensQ", kI32, "(S + 1)")),
+     optional(input("cuSeqlensK", kI32, "(S + 1)")), rows(input("o", kFloat, "(B, Lq, H, D)")), input("lse", kF32, "(B, H, Lq)"),
+     rows(input("dO", kFloat, "(B, Lq, H, D)")), optional(input("dLse", kF32, "(B, H, Lq); absent is zero"))},
+    {number("scale", 0, "as in the forward"), flag("causal", false, "as in the forward"),
+     integer("windowLeft", -1, "as in the forward"), integer("windowRight", -1, "as in the forward"),
+     integer("needs", 7, "bit 0: dQ, bit 1: dK, bit 2: dV")},
     {{"dQ", "(B, Lq, H, D), q's dtype"}, {"dK", "(B, Lk, Hk, D)"}, {"dV", "(B, Lk, Hk, D)"}},
     infer,
     "none: second derivatives are not provided",

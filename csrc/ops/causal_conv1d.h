@@ -13,7 +13,8 @@ struct Attrs {
 #ifdef MM_OP_SCHEMA
 inline void expectParameter(Infer& c, int slot, const char* name) {
   if (c.has(slot))
-    c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE", "%s is %s; expected f32 or the dtype of x, %s", name,
+    c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE", "%s is %s; expected f32 or the dtype of x, %s",
+        name,
               dtypeName(c.dtype(slot)), dtypeName(c.dtype(X)));
 }
 // Checks the operands and returns the number of sequences.
@@ -29,7 +30,8 @@ inline int64_t check(Infer& c) {
   int64_t sequences = batch;
   if (c.has(CU_SEQLENS)) {
     c.expectRank(CU_SEQLENS, 1);
-    c.require(batch == 1, "ERR_SHAPE", "x has shape %s; packed sequences (cuSeqlens) have batch 1", shapeText(c.shape(X)).c_str());
+    c.require(batch == 1, "ERR_SHAPE", "x has shape %s; packed sequences (cuSeqlens) have batch 1",
+        shapeText(c.shape(X)).c_str());
     c.require(c.dim(CU_SEQLENS, 0) >= 2, "ERR_SHAPE", "cuSeqlens has shape %s; expected (S + 1) with at least one sequence",
               shapeText(c.shape(CU_SEQLENS)).c_str());
     sequences = c.dim(CU_SEQLENS, 0) - 1;
@@ -54,7 +56,8 @@ MM_REGISTER_OP({
     "Depthwise causal convolution: `y_t = act(bias + sum_j weight[:, j] x_{t-W+1+j})`.",
     inputs(),
     {choice("activation", "none|silu", "act")},
-    {{"y", "(B, D, L), laid out in memory like x"}, {"finalStates", "(B or S, D, W-1): the last inputs of each sequence, x's dtype"}},
+    {{"y", "(B, D, L), laid out in memory like x"}, {"finalStates",
+        "(B or S, D, W-1): the last inputs of each sequence, x's dtype"}},
     infer,
     "causalConv1dBackward",
 });
@@ -91,8 +94,10 @@ MM_REGISTER_OP({
     "causalConv1dBackward",
     "Gradients of causalConv1d.",
     inputs(),
-    {choice("activation", "none|silu", "as in the forward"), integer("needs", 15, "bits: 0 dX, 1 dWeight, 2 dBias, 3 dInitialStates")},
-    {{"dX", "(B, D, L), laid out like x"}, {"dWeight", "(D, W), f32"}, {"dBias", "(D), f32"}, {"dInitialStates", "(B or S, D, W-1), x's dtype"}},
+    {choice("activation", "none|silu", "as in the forward"),
+        integer("needs", 15, "bits: 0 dX, 1 dWeight, 2 dBias, 3 dInitialStates")},
+    {{"dX", "(B, D, L), laid out like x"}, {"dWeight", "(D, W), f32"}, {"dBias", "(D), f32"},
+        {"dInitialStates", "(B or S, D, W-1), x's dtype"}},
     infer,
     "none: second derivatives are not provided",
 });
@@ -115,15 +120,18 @@ inline void infer(Infer& c) {
   c.expectShape(BIAS, {channels}, "(D)");
   c.expectShape(CONV_STATE, {batch, channels, length}, "(B, D, stateLen)");
   c.expectShape(CACHE_SEQLENS, {batch}, "(B)");
-  c.require(width >= 1 && width <= 16, "ERR_SHAPE", "weight has shape %s; expected (D, W) with W in [1, 16]", shapeText(c.shape(WEIGHT)).c_str());
+  c.require(width >= 1 && width <= 16, "ERR_SHAPE", "weight has shape %s; expected (D, W) with W in [1, 16]",
+      shapeText(c.shape(WEIGHT)).c_str());
   c.require(length >= width - 1, "ERR_SHAPE", "convState has shape %s; weight of width %lld needs a stateLen of at least %lld",
             shapeText(c.shape(CONV_STATE)).c_str(), static_cast<long long>(width), static_cast<long long>(width - 1));
-  c.require(!c.has(CACHE_SEQLENS) || length >= 1, "ERR_SHAPE", "convState has shape %s; a circular buffer needs a stateLen of at least 1",
+  c.require(!c.has(CACHE_SEQLENS) || length >= 1, "ERR_SHAPE",
+      "convState has shape %s; a circular buffer needs a stateLen of at least 1",
             shapeText(c.shape(CONV_STATE)).c_str());
   c.expectSameDtype(CONV_STATE, X);
   for (int slot : {int(WEIGHT), int(BIAS)})
     if (c.has(slot))
-      c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE", "%s is %s; expected f32 or the dtype of x, %s",
+      c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE",
+          "%s is %s; expected f32 or the dtype of x, %s",
                 slot == WEIGHT ? "weight" : "bias", dtypeName(c.dtype(slot)), dtypeName(c.dtype(X)));
   c.out(Y, c.dtype(X), c.shape(X));
 }
@@ -131,7 +139,8 @@ MM_REGISTER_OP({
     "causalConv1dUpdate",
     "causalConv1d of one or a few new tokens over a buffer of earlier inputs, which is updated in place: shifted left and "
     "appended to, or with cacheSeqlens used as a ring, where token t is written at (cacheSeqlens + t) mod stateLen.",
-    {strided(input("x", kFloat, "(B, D) or (B, D, S)")), mutated(input("convState", kFloat, "(B, D, stateLen), x's dtype, stateLen >= W-1")),
+    {strided(input("x", kFloat, "(B, D) or (B, D, S)")), mutated(input("convState", kFloat,
+        "(B, D, stateLen), x's dtype, stateLen >= W-1")),
      input("weight", kFloat, "(D, W), f32 or x's dtype"), optional(input("bias", kFloat, "(D), f32 or x's dtype")),
      optional(input("cacheSeqlens", kI32, "(B): tokens seen so far; makes convState a ring"))},
     {choice("activation", "none|silu", "act")},

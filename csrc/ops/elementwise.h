@@ -12,7 +12,8 @@ inline Shape broadcastShape(Infer& c) {
   Shape y(a.size() > b.size() ? a.size() : b.size());
   for (size_t i = 0; i < y.size(); i++) {
     const int64_t m = i < a.size() ? a[a.size() - 1 - i] : 1, n = i < b.size() ? b[b.size() - 1 - i] : 1;
-    c.require(m == n || m == 1 || n == 1, "ERR_SHAPE", "a has shape %s and b %s; they cannot be broadcast together (axes, from the last, must be equal or 1)",
+    c.require(m == n || m == 1 || n == 1, "ERR_SHAPE",
+        "a has shape %s and b %s; they cannot be broadcast together (axes, from the last, must be equal or 1)",
               shapeText(a).c_str(), shapeText(b).c_str());
     y[y.size() - 1 - i] = m == 1 ? n : m;
   }
@@ -44,40 +45,50 @@ inline void infer(Infer& c) {
   if (needs & 2) c.out(DB, c.dtype(B), c.shape(B));
 }
 inline std::vector<InputSpec> inputs(const char* doc) {
-  return {strided(input("a", kFloat, doc)), strided(input("b", kFloat, doc)), strided(input("dY", kFloat, "the broadcast shape"))};
+  return {strided(input("a", kFloat, doc)), strided(input("b", kFloat, doc)),
+      strided(input("dY", kFloat, "the broadcast shape"))};
 }
 inline std::vector<AttrSpec> attributes() { return {integer("needs", 3, "bit 0: dA, bit 1: dB")}; }
-inline std::vector<OutputSpec> outputs() { return {{"dA", "a's shape, summed over broadcast axes"}, {"dB", "b's shape, likewise"}}; }
+inline std::vector<OutputSpec> outputs() { return {{"dA", "a's shape, summed over broadcast axes"},
+    {"dB", "b's shape, likewise"}}; }
 #endif
 }  // namespace mm::ops::binary_bwd
 
 #ifdef MM_OP_SCHEMA
 namespace mm::ops::add {
-MM_REGISTER_OP({"add", "`y = a + b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}}, binary::infer, "addBackward"});
+MM_REGISTER_OP({"add", "`y = a + b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}},
+    binary::infer, "addBackward"});
 }
 namespace mm::ops::sub {
-MM_REGISTER_OP({"sub", "`y = a - b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}}, binary::infer, "subBackward"});
+MM_REGISTER_OP({"sub", "`y = a - b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}},
+    binary::infer, "subBackward"});
 }
 namespace mm::ops::mul {
-MM_REGISTER_OP({"mul", "`y = a * b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}}, binary::infer, "mulBackward"});
+MM_REGISTER_OP({"mul", "`y = a * b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}},
+    binary::infer, "mulBackward"});
 }
 namespace mm::ops::div {
-MM_REGISTER_OP({"div", "`y = a / b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}}, binary::infer, "divBackward"});
+MM_REGISTER_OP({"div", "`y = a / b` with NumPy broadcasting.", binary::inputs(), {}, {{"y", "the broadcast shape"}},
+    binary::infer, "divBackward"});
 }
 namespace mm::ops::add_bwd {
-MM_REGISTER_OP({"addBackward", "Gradients of add.", binary_bwd::inputs("only its shape is used"), binary_bwd::attributes(), binary_bwd::outputs(),
+MM_REGISTER_OP({"addBackward", "Gradients of add.", binary_bwd::inputs("only its shape is used"), binary_bwd::attributes(),
+    binary_bwd::outputs(),
                 binary_bwd::infer, "none: second derivatives are not provided"});
 }
 namespace mm::ops::sub_bwd {
-MM_REGISTER_OP({"subBackward", "Gradients of sub.", binary_bwd::inputs("only its shape is used"), binary_bwd::attributes(), binary_bwd::outputs(),
+MM_REGISTER_OP({"subBackward", "Gradients of sub.", binary_bwd::inputs("only its shape is used"), binary_bwd::attributes(),
+    binary_bwd::outputs(),
                 binary_bwd::infer, "none: second derivatives are not provided"});
 }
 namespace mm::ops::mul_bwd {
-MM_REGISTER_OP({"mulBackward", "Gradients of mul.", binary_bwd::inputs("as in the forward"), binary_bwd::attributes(), binary_bwd::outputs(),
+MM_REGISTER_OP({"mulBackward", "Gradients of mul.", binary_bwd::inputs("as in the forward"), binary_bwd::attributes(),
+    binary_bwd::outputs(),
                 binary_bwd::infer, "none: second derivatives are not provided"});
 }
 namespace mm::ops::div_bwd {
-MM_REGISTER_OP({"divBackward", "Gradients of div.", binary_bwd::inputs("as in the forward"), binary_bwd::attributes(), binary_bwd::outputs(),
+MM_REGISTER_OP({"divBackward", "Gradients of div.", binary_bwd::inputs("as in the forward"), binary_bwd::attributes(),
+    binary_bwd::outputs(),
                 binary_bwd::infer, "none: second derivatives are not provided"});
 }
 #endif

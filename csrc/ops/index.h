@@ -47,7 +47,8 @@ inline void infer(Infer& c) {
 MM_REGISTER_OP({
     "gatherRowsBackward",
     "Gradient of gatherRows: the rows of dY added up where their index points, in their order.",
-    {strided(input("x", kFloat, "(N, ...); only its shape is used")), input("index", kI32, "(M), each in [0, N)"), input("dY", kFloat, "(M, ...)")},
+    {strided(input("x", kFloat, "(N, ...); only its shape is used")), input("index", kI32, "(M), each in [0, N)"),
+        input("dY", kFloat, "(M, ...)")},
     {integer("needs", 1, "bit 0: dX")},
     {{"dX", "(N, ...), x's dtype, accumulated in f32"}},
     infer,
@@ -69,7 +70,8 @@ inline void infer(Infer& c) {
   c.out(Y, c.dtype(X), c.shape(X));
 }
 inline std::vector<InputSpec> inputs() {
-  return {input("x", kFloat, "(N, ...)"), input("index", kI32, "(M), each in [0, N)"), input("src", kFloat, "(M, ...), x's dtype")};
+  return {input("x", kFloat, "(N, ...)"), input("index", kI32, "(M), each in [0, N)"),
+      input("src", kFloat, "(M, ...), x's dtype")};
 }
 MM_REGISTER_OP({
     "scatterRows",
@@ -150,7 +152,8 @@ inline int64_t checkedAxis(Infer& c, int64_t axis) {
   c.require(c.count(X) > 0, "ERR_ARGUMENT", "x is an empty list; expected at least one tensor");
   c.expectRank(X, 1, MM_MAX_DIMS);
   const int64_t rank = c.rank(X);
-  c.require(axis >= -rank && axis < rank, "ERR_ARGUMENT", "axis is %lld; x[0] has shape %s, so expected -%lld..%lld", static_cast<long long>(axis),
+  c.require(axis >= -rank && axis < rank, "ERR_ARGUMENT", "axis is %lld; x[0] has shape %s, so expected -%lld..%lld",
+      static_cast<long long>(axis),
             shapeText(c.shape(X)).c_str(), static_cast<long long>(rank), static_cast<long long>(rank - 1));
   return axis < 0 ? axis + rank : axis;
 }
@@ -159,7 +162,8 @@ inline Shape joinedShape(Infer& c, int64_t axis) {
   y[axis] = 0;
   for (int i = 0; i < c.count(X); i++) {
     Shape s = c.shape(X, i);
-    c.require(s.size() == y.size(), "ERR_SHAPE", "x[%d] has shape %s; expected the rank of x[0], %s", i, shapeText(s).c_str(), shapeText(c.shape(X)).c_str());
+    c.require(s.size() == y.size(), "ERR_SHAPE", "x[%d] has shape %s; expected the rank of x[0], %s", i, shapeText(s).c_str(),
+        shapeText(c.shape(X)).c_str());
     y[axis] += s[axis];
     s[axis] = c.shape(X)[axis];
     c.require(s == c.shape(X), "ERR_SHAPE", "x[%d] has shape %s; expected the shape of x[0], %s, except along axis %lld", i,
@@ -223,8 +227,10 @@ inline void infer(Infer& c) {
   const auto& a = c.attrs<Attrs>();
   c.expectRank(DY, 1, MM_MAX_DIMS);
   const int64_t rank = c.rank(DY), axis = a.axis < 0 ? a.axis + rank : a.axis;
-  c.require(axis >= 0 && axis < rank, "ERR_ARGUMENT", "axis is %lld; dY has shape %s", static_cast<long long>(a.axis), shapeText(c.shape(DY)).c_str());
-  c.require(a.start >= 0 && a.start + c.shape(DY)[axis] <= a.length, "ERR_ARGUMENT", "a slice of %lld from %lld does not lie in an axis of %lld",
+  c.require(axis >= 0 && axis < rank, "ERR_ARGUMENT", "axis is %lld; dY has shape %s", static_cast<long long>(a.axis),
+      shapeText(c.shape(DY)).c_str());
+  c.require(a.start >= 0 && a.start + c.shape(DY)[axis] <= a.length, "ERR_ARGUMENT",
+      "a slice of %lld from %lld does not lie in an axis of %lld",
             static_cast<long long>(c.shape(DY)[axis]), static_cast<long long>(a.start), static_cast<long long>(a.length));
   Shape x = c.shape(DY);
   x[axis] = a.length;
@@ -234,7 +240,8 @@ MM_REGISTER_OP({
     "sliceBackward",
     "Gradient of a slice along one axis: dY between zeros.",
     {strided(input("dY", kFloat, "the slice"))},
-    {integer("axis", 0, "negative from the end"), integer("start", 0, "first index of the slice"), required(integer("length", 0, "of the whole axis"))},
+    {integer("axis", 0, "negative from the end"), integer("start", 0, "first index of the slice"),
+        required(integer("length", 0, "of the whole axis"))},
     {{"dX", "dY's shape with `length` along axis"}},
     infer,
     "none: second derivatives are not provided",

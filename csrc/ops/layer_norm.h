@@ -49,8 +49,8 @@ inline void infer(Infer& c) {
 MM_REGISTER_OP({
     "layerNormBackward",
     "Gradients of layerNorm.",
-    {input("x", kFloat, "(..., C)"), optional(input("weight", kFloat, "(C)")), optional(input("bias", kFloat, "(C), only its presence is used")),
-     input("dY", kFloat, "(..., C)")},
+    {input("x", kFloat, "(..., C)"), optional(input("weight", kFloat, "(C)")),
+     optional(input("bias", kFloat, "(C), only its presence is used")), input("dY", kFloat, "(..., C)")},
     {number("eps", 1e-5, "as in the forward"), integer("needs", 7, "bit 0: dX, bit 1: dWeight, bit 2: dBias")},
     {{"dX", "(..., C), x's dtype"}, {"dWeight", "(C), f32"}, {"dBias", "(C), f32"}},
     infer,

@@ -19,7 +19,8 @@ inline Shape positions(Infer& c, int slot) {
 }
 inline void check(Infer& c, double smoothing) {
   const Shape rows = positions(c, LOGITS);
-  c.require(c.dim(LOGITS, -1) > 0, "ERR_SHAPE", "logits has shape %s; expected (..., V) with V > 0", shapeText(c.shape(LOGITS)).c_str());
+  c.require(c.dim(LOGITS, -1) > 0, "ERR_SHAPE", "logits has shape %s; expected (..., V) with V > 0",
+      shapeText(c.shape(LOGITS)).c_str());
   c.expectShape(LABELS, rows, "(...)");
   c.expectShape(LOSS_WEIGHT, rows, "(...)");
   c.require(smoothing >= 0 && smoothing < 1, "ERR_ARGUMENT", "labelSmoothing is %g; expected a number in [0, 1)", smoothing);
@@ -45,7 +46,8 @@ MM_REGISTER_OP({
     "sum(w perToken) / sum(w) over all positions; 0 when the divisor is 0. Ignored positions have perToken 0.",
     inputs(),
     attributes(),
-    {{"loss", "(), f32"}, {"perToken", "(...), f32, unweighted"}, {"lse", "(...), f32, log-sum-exp of the logits; takes no gradient"}},
+    {{"loss", "(), f32"}, {"perToken", "(...), f32, unweighted"},
+        {"lse", "(...), f32, log-sum-exp of the logits; takes no gradient"}},
     infer,
     "crossEntropyBackward",
 });
@@ -103,7 +105,8 @@ struct Attrs {
 #ifdef MM_OP_SCHEMA
 inline void check(Infer& c, double temperature) {
   const Shape rows = cross_entropy::positions(c, STUDENT);
-  c.require(c.dim(STUDENT, -1) > 0, "ERR_SHAPE", "student has shape %s; expected (..., V) with V > 0", shapeText(c.shape(STUDENT)).c_str());
+  c.require(c.dim(STUDENT, -1) > 0, "ERR_SHAPE", "student has shape %s; expected (..., V) with V > 0",
+      shapeText(c.shape(STUDENT)).c_str());
   c.expectSameShape(TEACHER, STUDENT);
   c.expectSameDtype(TEACHER, STUDENT);
   c.expectShape(MASK, rows, "(...)");
@@ -120,7 +123,8 @@ inline std::vector<InputSpec> inputs() {
           optional(input("mask", kF32, "(...), weight of each position, takes no gradient"))};
 }
 inline std::vector<AttrSpec> attributes() {
-  return {number("temperature", 1, "T"), number("divisor", 0, "of the sum over positions; 0: the size of axis 0 (batchmean), 1 for a single row")};
+  return {number("temperature", 1, "T"), number("divisor", 0,
+      "of the sum over positions; 0: the size of axis 0 (batchmean), 1 for a single row")};
 }
 MM_REGISTER_OP({
     "klDiv",

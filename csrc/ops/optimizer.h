@@ -24,11 +24,14 @@ inline bool isDense(const Desc& d) {
 inline void infer(Infer& c) {
   const int n = c.count(PARAMS);
   const auto checkList = [&](int slot, const char* name) {
-    c.require(c.count(slot) == n, "ERR_ARGUMENT", "%s has %d tensors; expected one for each of the %d params", name, c.count(slot), n);
+    c.require(c.count(slot) == n, "ERR_ARGUMENT", "%s has %d tensors; expected one for each of the %d params", name,
+        c.count(slot), n);
     for (int i = 0; i < n; i++) {
-      c.require(c.shape(slot, i) == c.shape(PARAMS, i), "ERR_SHAPE", "%s[%d] has shape %s; expected the shape of params[%d], %s", name, i,
+      c.require(c.shape(slot, i) == c.shape(PARAMS, i), "ERR_SHAPE", "%s[%d] has shape %s; expected the shape of params[%d], %s",
+          name, i,
                 shapeText(c.shape(slot, i)).c_str(), i, shapeText(c.shape(PARAMS, i)).c_str());
-      c.require(slot == GRADS || isDense(c.in(slot, i)), "ERR_ARGUMENT", "%s[%d] is a strided view; it is written in place and must be dense", name, i);
+      c.require(slot == GRADS || isDense(c.in(slot, i)), "ERR_ARGUMENT",
+          "%s[%d] is a strided view; it is written in place and must be dense", name, i);
     }
   };
   checkList(PARAMS, "params");
@@ -44,8 +47,10 @@ MM_REGISTER_OP({
     "adamW",
     "One step of AdamW with decoupled weight decay, in place (torch.optim.AdamW): p *= 1 - lr wd; m = b1 m + (1 - b1) g; "
     "v = b2 v + (1 - b2) g^2; p -= lr / (1 - b1^step) m / (sqrt(v) / sqrt(1 - b2^step) + eps), g = grad * gradScale.",
-    {mutated(list(input("params", kF32, "master weights, any shapes"))), list(input("grads", kFloat, "gradients, in the order of params")),
-     mutated(list(input("expAvg", kF32, "first moments m, zeros before step 1"))), mutated(list(input("expAvgSq", kF32, "second moments v, likewise"))),
+    {mutated(list(input("params", kF32, "master weights, any shapes"))),
+        list(input("grads", kFloat, "gradients, in the order of params")),
+     mutated(list(input("expAvg", kF32, "first moments m, zeros before step 1"))),
+         mutated(list(input("expAvgSq", kF32, "second moments v, likewise"))),
      optional(mutated(list(input("compute", kFloat, "copies of params to compute with, usually 16-bit, rewritten")))),
      optional(input("gradScale", kF32, "(), factor of all gradients, such as gradNorm's scale"))},
     {required(number("lr", 1e-3, "learning rate")), number("beta1", 0.9, ""), number("beta2", 0.999, ""), number("eps", 1e-8, ""),

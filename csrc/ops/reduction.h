@@ -19,7 +19,8 @@ inline void axisRange(int64_t axis, int64_t rank, int64_t* first, int64_t* last)
 inline Shape reducedShape(Infer& c, int64_t axis, bool keepDims) {
   const Shape& x = c.shape(X);
   const int64_t rank = int64_t(x.size());
-  c.require(axis == kAllAxes || (axis >= -rank && axis < rank), "ERR_ARGUMENT", "axis is %lld; x has shape %s, so expected -%lld..%lld, or -1000 for all axes",
+  c.require(axis == kAllAxes || (axis >= -rank && axis < rank), "ERR_ARGUMENT",
+      "axis is %lld; x has shape %s, so expected -%lld..%lld, or -1000 for all axes",
             static_cast<long long>(axis), shapeText(x).c_str(), static_cast<long long>(rank), static_cast<long long>(rank - 1));
   int64_t first, last;
   axisRange(axis, rank, &first, &last);
@@ -39,11 +40,13 @@ inline void inferMax(Infer& c) {
   int64_t first, last;
   axisRange(a.axis, c.rank(X), &first, &last);
   for (int64_t i = first; i < last; i++)
-    c.require(c.shape(X)[i] > 0, "ERR_SHAPE", "x has shape %s; the maximum over no elements is undefined", shapeText(c.shape(X)).c_str());
+    c.require(c.shape(X)[i] > 0, "ERR_SHAPE", "x has shape %s; the maximum over no elements is undefined",
+        shapeText(c.shape(X)).c_str());
 }
 inline std::vector<InputSpec> inputs() { return {strided(input("x", kFloat, "any shape"))}; }
 inline std::vector<AttrSpec> attributes() {
-  return {integer("axis", kAllAxes, "the reduced axis, negative from the end; -1000: all"), flag("keepDims", false, "keep reduced axes with size 1")};
+  return {integer("axis", kAllAxes, "the reduced axis, negative from the end; -1000: all"),
+      flag("keepDims", false, "keep reduced axes with size 1")};
 }
 inline std::vector<OutputSpec> outputs() { return {{"y", "x's dtype, accumulated in f32"}}; }
 MM_REGISTER_OP({"sum", "Sum over an axis or over all elements.", inputs(), attributes(), outputs(), infer, "sumBackward"});
@@ -69,16 +72,19 @@ inline std::vector<InputSpec> inputs() {
   return {strided(input("x", kFloat, "only its shape is used")), strided(input("dY", kFloat, "the reduced shape"))};
 }
 inline std::vector<AttrSpec> attributes() {
-  return {integer("axis", reduction::kAllAxes, "as in the forward"), flag("keepDims", false, "as in the forward"), integer("needs", 1, "bit 0: dX")};
+  return {integer("axis", reduction::kAllAxes, "as in the forward"), flag("keepDims", false, "as in the forward"),
+      integer("needs", 1, "bit 0: dX")};
 }
 inline std::vector<OutputSpec> outputs() { return {{"dX", "x's shape and dtype"}}; }
-MM_REGISTER_OP({"sumBackward", "Gradient of sum: dY, broadcast.", inputs(), attributes(), outputs(), infer, "none: second derivatives are not provided"});
+MM_REGISTER_OP({"sumBackward", "Gradient of sum: dY, broadcast.", inputs(), attributes(), outputs(), infer,
+    "none: second derivatives are not provided"});
 #endif
 }  // namespace mm::ops::reduction_bwd
 
 namespace mm::ops::mean {
 #ifdef MM_OP_SCHEMA
-MM_REGISTER_OP({"mean", "Mean over an axis or over all elements.", reduction::inputs(), reduction::attributes(), reduction::outputs(), reduction::infer,
+MM_REGISTER_OP({"mean", "Mean over an axis or over all elements.", reduction::inputs(), reduction::attributes(),
+    reduction::outputs(), reduction::infer,
                 "meanBackward"});
 #endif
 }  // namespace mm::ops::mean
@@ -92,7 +98,8 @@ MM_REGISTER_OP({"meanBackward", "Gradient of mean: dY / count, broadcast.", redu
 
 namespace mm::ops::max {
 #ifdef MM_OP_SCHEMA
-MM_REGISTER_OP({"max", "Maximum over an axis or over all elements; NaN wins.", reduction::inputs(), reduction::attributes(), reduction::outputs(),
+MM_REGISTER_OP({"max", "Maximum over an axis or over all elements; NaN wins.", reduction::inputs(), reduction::attributes(),
+    reduction::outputs(),
                 reduction::inferMax, "maxBackward"});
 #endif
 }  // namespace mm::ops::max

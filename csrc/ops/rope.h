@@ -42,8 +42,9 @@ MM_REGISTER_OP({
     "rope",
     "Rotary position embedding: `y = x cos[p] + [-x2, x1] sin[p]` for every head, with the position p of the token and x1, x2 "
     "the halves of a head (arXiv 2104.09864). `inverse` turns back.",
-    {rows(input("q", kFloat, "(B, H, L, D)")), rows(input("k", kFloat, "(B, Hk, L, D)")), input("cos", kF32, "(n, D), of ropeTable"),
-     input("sin", kF32, "(n, D)"), input("positionIds", kI32, "(1, L) or (B, L), each in [0, n)")},
+    {rows(input("q", kFloat, "(B, H, L, D)")), rows(input("k", kFloat, "(B, Hk, L, D)")),
+     input("cos", kF32, "(n, D), of ropeTable"), input("sin", kF32, "(n, D)"),
+     input("positionIds", kI32, "(1, L) or (B, L), each in [0, n)")},
     {flag("inverse", false, "rotate by the negative angle")},
     {{"qEmbed", "(B, H, L, D), laid out in memory like q"}, {"kEmbed", "(B, Hk, L, D), laid out like k"}},
     infer,
@@ -95,11 +96,14 @@ struct Attrs {
 #ifdef MM_OP_SCHEMA
 inline void infer(Infer& c) {
   const Attrs& a = c.attrs<Attrs>();
-  c.require(a.headDim > 0 && a.headDim % 2 == 0, "ERR_ARGUMENT", "headDim is %lld; expected an even number", (long long)a.headDim);
-  c.require(a.length >= 0 && a.maxPosition >= 0 && a.seqLen >= 0, "ERR_ARGUMENT", "length, maxPosition and seqLen must not be negative");
+  c.require(a.headDim > 0 && a.headDim % 2 == 0, "ERR_ARGUMENT", "headDim is %lld; expected an even number",
+            (long long)a.headDim);
+  c.require(a.length >= 0 && a.maxPosition >= 0 && a.seqLen >= 0, "ERR_ARGUMENT",
+            "length, maxPosition and seqLen must not be negative");
   c.require(a.theta > 0 && a.factor > 0, "ERR_ARGUMENT", "theta and factor must be positive, not %g and %g", a.theta, a.factor);
   c.require(a.scaling != DYNAMIC || (a.headDim > 2 && a.maxPosition > 0), "ERR_ARGUMENT",
-            "dynamic scaling needs headDim above 2 and maxPosition above 0, not %lld and %lld", (long long)a.headDim, (long long)a.maxPosition);
+            "dynamic scaling needs headDim above 2 and maxPosition above 0, not %lld and %lld", (long long)a.headDim,
+            (long long)a.maxPosition);
   const int64_t longest = a.maxPosition > a.seqLen ? a.maxPosition : a.seqLen;
   const Shape shape = {a.length ? a.length : longest, a.headDim};
   c.out(COS, MM_F32, shape), c.out(SIN, MM_F32, shape);
@@ -107,13 +111,14 @@ inline void infer(Infer& c) {
 MM_REGISTER_OP({
     "ropeTable",
     "Tables of rope: row t holds cos and sin of `t * theta^(-2i / headDim)`, twice. linear divides t by factor; dynamic (NTK), "
-    "when seqLen exceeds maxPosition, raises theta by `(factor * seqLen / maxPosition - (factor - 1))^(headDim / (headDim - 2))`. "
+    "when seqLen exceeds maxPosition, raises theta by `(factor * seqLen / maxPosition - (factor - 1))^(headDim / (headDim - "
+    "2))`. "
     "Angles are computed in f32, as the reference does.",
     {},
     {required(integer("headDim", 0, "channels of a head, even")), integer("length", 0, "rows; 0 is max(maxPosition, seqLen)"),
-     number("theta", 10000, "base of the frequencies"), choice("scaling", "none|linear|dynamic", "of the positions or of the base"),
-     number("factor", 1, "of the scaling"), integer("maxPosition", 0, "length the model was trained for"),
-     integer("seqLen", 0, "length the table is made for")},
+     number("theta", 10000, "base of the frequencies"),
+     choice("scaling", "none|linear|dynamic", "of the positions or of the base"), number("factor", 1, "of the scaling"),
+     integer("maxPosition", 0, "length the model was trained for"), integer("seqLen", 0, "length the table is made for")},
     {{"cos", "(n, headDim) f32"}, {"sin", "(n, headDim) f32"}},
     infer,
     "none: has no inputs",

@@ -44,7 +44,8 @@ struct Attrs {
 inline void infer(Infer& c) {
   const auto& a = c.attrs<Attrs>();
   c.expectRank(LOGITS, 2);
-  c.require(c.dim(LOGITS, 1) > 0, "ERR_SHAPE", "logits has shape %s; expected (B, V) with V > 0", shapeText(c.shape(LOGITS)).c_str());
+  c.require(c.dim(LOGITS, 1) > 0, "ERR_SHAPE", "logits has shape %s; expected (B, V) with V > 0",
+      shapeText(c.shape(LOGITS)).c_str());
   c.require(a.temperature >= 0, "ERR_ARGUMENT", "temperature is %g; expected 0 (greedy) or more", a.temperature);
   c.require(a.topK >= 0, "ERR_ARGUMENT", "topK is %lld; expected 0 (no limit) or more", static_cast<long long>(a.topK));
   c.require(a.topP > 0, "ERR_ARGUMENT", "topP is %g; expected a probability in (0, 1], 1 for no limit", a.topP);

@@ -22,7 +22,8 @@ inline int64_t checkProjection(Infer& c, int slot, const char* name) {
   const int64_t groups = c.rank(slot) == 3 ? 1 : c.dim(slot, 1);
   if (c.rank(slot) == 3) c.expectShape(slot, {batch, state, length}, "(B, N, L)");
   else c.expectShape(slot, {batch, groups, state, length}, "(B, G, N, L)");
-  c.require(groups > 0 && channels % groups == 0, "ERR_SHAPE", "%s has shape %s; its %lld groups must divide the %lld channels of u", name,
+  c.require(groups > 0 && channels % groups == 0, "ERR_SHAPE",
+      "%s has shape %s; its %lld groups must divide the %lld channels of u", name,
             shapeText(c.shape(slot)).c_str(), static_cast<long long>(groups), static_cast<long long>(channels));
   return groups;
 }
@@ -32,7 +33,8 @@ inline void check(Infer& c) {
   c.expectSameShape(DELTA, U);
   c.expectShape(A, {c.dim(U, 1), c.dim(A, 1)}, "(D, N)");
   const int64_t groupsB = checkProjection(c, B, "B"), groupsC = checkProjection(c, C, "C");
-  c.require(!groupsB || !groupsC || groupsB == groupsC, "ERR_SHAPE", "B has shape %s and C %s; they need the same number of groups",
+  c.require(!groupsB || !groupsC || groupsB == groupsC, "ERR_SHAPE",
+      "B has shape %s and C %s; they need the same number of groups",
             shapeText(c.shape(B)).c_str(), shapeText(c.shape(C)).c_str());
   c.expectShape(D, {c.dim(U, 1)}, "(D)");
   c.expectShape(DELTA_BIAS, {c.dim(U, 1)}, "(D)");
@@ -48,7 +50,8 @@ inline void infer(Infer& c) {
   c.out(LAST_STATE, MM_F32, {c.dim(U, 0), c.dim(U, 1), c.dim(A, 1)});
 }
 inline std::vector<InputSpec> inputs() {
-  return {strided(input("u", kFloat, "(B, D, L), any layout; fastest dense or channel-last")), strided(input("delta", kFloat, "(B, D, L)")),
+  return {strided(input("u", kFloat, "(B, D, L), any layout; fastest dense or channel-last")),
+      strided(input("delta", kFloat, "(B, D, L)")),
           input("A", kFloat, "(D, N), negative, f32 or u's dtype"), input("B", kFloat, "(D, N), (B, N, L) or (B, G, N, L)"),
           input("C", kFloat, "(D, N), (B, N, L) or (B, G, N, L)"), optional(input("D", kFloat, "(D), skip connection")),
           optional(strided(input("z", kFloat, "(B, D, L), gate"))), optional(input("deltaBias", kFloat, "(D)"))};

@@ -13,7 +13,8 @@ struct Attrs {
 inline Shape check(Infer& c) {
   c.expectRank(X, 4);
   c.expectRank(B, 4);
-  const int64_t batch = c.dim(X, 0), length = c.dim(X, 1), heads = c.dim(X, 2), p = c.dim(X, 3), groups = c.dim(B, 2), n = c.dim(B, 3);
+  const int64_t batch = c.dim(X, 0), length = c.dim(X, 1), heads = c.dim(X, 2), p = c.dim(X, 3);
+  const int64_t groups = c.dim(B, 2), n = c.dim(B, 3);
   c.require(groups > 0 && heads % groups == 0, "ERR_SHAPE", "B has %lld groups, which must divide the %lld heads of x",
             static_cast<long long>(groups), static_cast<long long>(heads));
   c.require(n > 0 && p > 0, "ERR_SHAPE", "x (B, L, H, P) and B (B, L, G, N) must have P > 0 and N > 0");
@@ -105,8 +106,9 @@ MM_REGISTER_OP({
     "ssdBackward",
     "Gradients of ssd. An upstream gradient that is absent is zero.",
     {rows(input("x", kFloat, "(B, L, H, P)")), rows(input("dt", kFloat, "(B, L, H)")), input("A", kFloat, "(H)"),
-     rows(input("B", kFloat, "(B, L, G, N)")), rows(input("C", kFloat, "(B, L, G, N)")), optional(input("D", kFloat, "(H) or (H, P)")),
-     optional(rows(input("z", kFloat, "(B, L, H, P)"))), optional(input("dtBias", kFloat, "(H)")),
+     rows(input("B", kFloat, "(B, L, G, N)")), rows(input("C", kFloat, "(B, L, G, N)")),
+     optional(input("D", kFloat, "(H) or (H, P)")), optional(rows(input("z", kFloat, "(B, L, H, P)"))),
+     optional(input("dtBias", kFloat, "(H)")),
      optional(input("initialStates", kF32, "(B or S, H, P, N)")), optional(input("cuSeqlens", kI32, "(S + 1)")),
      optional(rows(input("dY", kFloat, "(B, L, H, P)"))), optional(input("dFinalStates", kF32, "(B or S, H, P, N)"))},
     {flag("dtSoftplus", true, "as in the forward"), integer("needs", 511, "bit i: gradient of input i of ssd")},

@@ -1,5 +1,5 @@
 import type { Attrs, OpSchema } from '../native/binding.js';
-import { opSchema, run, type Operands, type Results } from '../tensor/run.js';
+import { opSchema, run, type Operand, type Operands, type Results } from '../tensor/run.js';
 import { Tensor } from '../tensor/tensor.js';
 import type { BackwardFn } from './tape.js';
 
@@ -27,7 +27,7 @@ const gradName = (name: string): string => `d${name[0]!.toUpperCase()}${name.sli
 
 /**
  * The backward op's operands by name: an input or output of the forward op, or the upstream gradient of an output.
- * Lists of inputs (concat) spread over the node's inputs in order, and their gradients come back one op call each.
+ * Lists of inputs (concat) spread over the node's inputs in order, and their gradients come back as a list.
  */
 function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
   const inputNames = forward.inputs.map((i) => i.name);
@@ -37,23 +37,30 @@ function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
   const masked = backward.attrs.some((a) => a.name === 'needs');
 
   return (operands, results, attrs) => {
-    const present = inputNames.filter((name) => operands[name] instanceof Tensor);
-    const inputs = present.map((name) => operands[name] as Tensor);
+    const inputs: Tensor[] = [];
+    const slots: { slot: number; grad: string }[] = []; // of each input: bit of `needs`, name of its gradient
+    inputNames.forEach((name, slot) => {
+      const value = operands[name];
+      const list = value instanceof Tensor ? [value] : (value ?? []);
+      list.forEach((t, i) => {
+        inputs.push(t);
+        slots.push({ slot, grad: list.length > 1 ? `${gradName(name)}[${i}]` : gradName(name) });
+      });
+    });
     const saved: Tensor[] = [];
-    const fixed: { [name: string]: Tensor } = {};
+    const fixed: { [name: string]: Operand } = {};
     for (const { name } of backward.inputs) {
       const value = inputNames.includes(name) ? operands[name] : outputNames.includes(name) ? results[name] : null;
-      if (value instanceof Tensor) {
-        fixed[name] = value;
-        saved.push(value);
-      }
+      if (!value) continue;
+      fixed[name] = value;
+      saved.push(...(value instanceof Tensor ? [value] : value));
     }
     const shapes = outputNames.map((name) => results[name]);
     return {
       inputs,
       saved,
       backward: (up, needs) => {
-        const given: { [name: string]: Tensor | null } = { ...fixed };
+        const given: { [name: string]: Operand } = { ...fixed };
         for (const { name, optional } of backward.inputs) {
           const index = upstream.get(name);
           if (index === undefined || given[name]) continue;
@@ -62,9 +69,9 @@ function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
         }
         const options: { [name: string]: number | boolean | string | undefined } = {};
         for (const name of copied) options[name] = attrs?.[name];
-        if (masked) options['needs'] = present.reduce((mask, name, i) => (needs[i] ? mask + 2 ** inputNames.indexOf(name) : mask), 0);
+        if (masked) options['needs'] = [...new Set(slots.filter((_, i) => needs[i]).map(({ slot }) => slot))].reduce((mask, slot) => mask + 2 ** slot, 0);
         const grads = run(backward.name, given, options);
-        return present.map((name) => grads[gradName(name)] ?? null);
+        return slots.map(({ grad }) => grads[grad] ?? null);
       },
     };
   };

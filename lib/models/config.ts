@@ -90,7 +90,11 @@ export const defaultMixer: MixerConfig = {
 const count = z.int().positive();
 
 const ropeScaling = z
-  .looseObject({ type: z.enum(['linear', 'dynamic']).optional(), rope_type: z.enum(['default', 'linear', 'dynamic']).optional(), factor: z.number().positive() })
+  .looseObject({
+    type: z.enum(['linear', 'dynamic']).optional(),
+    rope_type: z.enum(['default', 'linear', 'dynamic']).optional(),
+    factor: z.number().positive(),
+  })
   .nullish();
 
 const stack = {
@@ -156,26 +160,43 @@ export const modelConfigSchema = z
       if (s.hidden_size % s.num_attention_heads !== 0)
         problem([key, 'hidden_size'], `hidden_size ${s.hidden_size} is no multiple of num_attention_heads ${s.num_attention_heads}`);
       else if ((s.hidden_size / s.num_attention_heads) % 2 !== 0)
-        problem([key, 'hidden_size'], `hidden_size / num_attention_heads is ${s.hidden_size / s.num_attention_heads}; rotary embedding needs an even number`);
+        problem(
+          [key, 'hidden_size'],
+          `hidden_size / num_attention_heads is ${s.hidden_size / s.num_attention_heads}; rotary embedding needs an even number`,
+        );
       if (s.num_attention_heads % kv !== 0)
         problem([key, 'num_key_value_heads'], `num_attention_heads ${s.num_attention_heads} is no multiple of num_key_value_heads ${kv}`);
       if (s.layers_block_type && s.layers_block_type.length !== s.num_hidden_layers)
-        problem([key, 'layers_block_type'], `layers_block_type has ${s.layers_block_type.length} entries for ${s.num_hidden_layers} layers (num_hidden_layers)`);
-      if (s.rope_scaling && !s.rope_scaling.type && !s.rope_scaling.rope_type) problem([key, 'rope_scaling'], "rope_scaling needs a type: 'linear' or 'dynamic'");
+        problem(
+          [key, 'layers_block_type'],
+          `layers_block_type has ${s.layers_block_type.length} entries for ${s.num_hidden_layers} layers (num_hidden_layers)`,
+        );
+      if (s.rope_scaling && !s.rope_scaling.type && !s.rope_scaling.rope_type)
+        problem([key, 'rope_scaling'], "rope_scaling needs a type: 'linear' or 'dynamic'");
     }
     if (e.hidden_size !== l.hidden_size)
       problem(['embedding_config', 'hidden_size'], `the embedding's hidden_size ${e.hidden_size} differs from the language model's ${l.hidden_size}`);
     if (e.llm_hidden_size !== undefined && e.llm_hidden_size !== l.hidden_size)
-      problem(['embedding_config', 'llm_hidden_size'], `llm_hidden_size ${e.llm_hidden_size} differs from the language model's hidden_size ${l.hidden_size}`);
-    if (e.image_size % e.patch_size !== 0) problem(['embedding_config', 'image_size'], `image_size ${e.image_size} is no multiple of patch_size ${e.patch_size}`);
+      problem(
+        ['embedding_config', 'llm_hidden_size'],
+        `llm_hidden_size ${e.llm_hidden_size} differs from the language model's hidden_size ${l.hidden_size}`,
+      );
+    if (e.image_size % e.patch_size !== 0)
+      problem(['embedding_config', 'image_size'], `image_size ${e.image_size} is no multiple of patch_size ${e.patch_size}`);
     else if ((e.image_size / e.patch_size) % 2 !== 0)
       problem(['embedding_config', 'image_size'], `image_size / patch_size is ${e.image_size / e.patch_size}; pixel shuffle needs an even number`);
     const known = e.llm_vocab_size + Object.keys(e.special_token_maps).length;
     if (e.img_context_token_id >= known)
-      problem(['embedding_config', 'img_context_token_id'], `img_context_token_id ${e.img_context_token_id} is outside the ${known} rows of the text and special embeddings`);
+      problem(
+        ['embedding_config', 'img_context_token_id'],
+        `img_context_token_id ${e.img_context_token_id} is outside the ${known} rows of the text and special embeddings`,
+      );
     for (const [token, id] of Object.entries(e.special_token_maps))
       if (id < e.llm_vocab_size || id >= known)
-        problem(['embedding_config', 'special_token_maps', token], `special token ids lie in [${e.llm_vocab_size}, ${known}), behind llm_vocab_size; got ${id}`);
+        problem(
+          ['embedding_config', 'special_token_maps', token],
+          `special token ids lie in [${e.llm_vocab_size}, ${known}), behind llm_vocab_size; got ${id}`,
+        );
   });
 type Parsed = z.output<typeof modelConfigSchema>;
 
@@ -270,7 +291,8 @@ export function studentConfig(config: ModelConfig, attentionLayers: readonly num
   const types = blockTypes(config).map((_, i): BlockType => (attentionLayers.includes(i) ? 'mha' : 'mamba2'));
   const first = types.slice(0, config.embedding.blocks.length);
   const second = types.slice(config.embedding.blocks.length);
-  const standard = (Object.keys(defaultMixer) as (keyof MixerConfig)[]).every((key) => mixer[key] === (key === 'layout' ? 'fused' : defaultMixer[key]));
+  const released: MixerConfig = { ...defaultMixer, layout: 'fused' };
+  const standard = (Object.keys(released) as (keyof MixerConfig)[]).every((key) => mixer[key] === released[key]);
   const { mixer_config: _, ...rest } = config.raw;
   const raw: Json = {
     ...rest,

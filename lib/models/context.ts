@@ -42,9 +42,10 @@ export interface MambaState {
   conv: Tensor | null;
   /** f32 (B, H, P, N) */
   ssm: Tensor;
-  /** what decoding derives from the weights once: A (H) f32, all projections' rows as one matrix */
+  /** what decoding derives from the weights once: A (H) f32, all projections' rows as one matrix, the convolution's (Dc, W) */
   rates: Tensor;
   weight: Tensor;
+  taps: Tensor | null;
 }
 
 /** Keys (already rotated) and values (B, capacity, Hk, D). */

@@ -59,9 +59,11 @@ export function distillLayers(
       onLayer?.(block.label, predicted, target);
       return { loss: mse({ pred: predicted, target }, { factor: factor / labels.length }) };
     };
-    const result = results.run(() => (wanted ? withGradients(mixer.parameters(), compare) : { ...scope(compare), gradients: new Map() as Gradients }));
+    const result: { loss: Tensor; gradients?: Gradients } = results.run(() =>
+      wanted ? withGradients(mixer.parameters(), compare) : scope(compare),
+    );
     terms.push(result.loss);
-    for (const [parameter, gradient] of result.gradients) gradients.set(parameter, gradient);
+    for (const [parameter, gradient] of result.gradients ?? []) gradients.set(parameter, gradient);
   };
 
   const hidden = noGrad(() =>

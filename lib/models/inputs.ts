@@ -72,7 +72,8 @@ export function batchOf(rows: readonly ArrayLike<number>[], images: Pick<Batch, 
 const bad = (message: string): MmError => new MmError('ERR_ARGUMENT', message);
 
 function checkSize(name: string, data: ArrayLike<number> | null | undefined, rows: number, columns: number): void {
-  if (data && data.length !== rows * columns) throw new MmError('ERR_SHAPE', `${name} has ${data.length} entries; a batch of ${rows} rows x ${columns} has ${rows * columns}`);
+  if (data && data.length !== rows * columns)
+    throw new MmError('ERR_SHAPE', `${name} has ${data.length} entries; a batch of ${rows} rows x ${columns} has ${rows * columns}`);
 }
 
 /** Valid tokens of each row. @throws MmError where padding is not on the right, or a row is empty */
@@ -95,14 +96,18 @@ export function prepareInputs(config: ModelConfig, placement: Placement, batch: 
 function prepare(config: ModelConfig, placement: Placement, batch: Batch): ModelInputs {
   const { size, length, inputIds, positionIds, attentionMask } = batch;
   const { device } = placement;
-  const ints = (data: Int32Array | readonly number[], shape?: readonly number[]): Tensor => Tensor.from(Int32Array.from(data), shape ?? [data.length], { device });
+  const ints = (data: Int32Array | readonly number[], shape: readonly number[] = [data.length]): Tensor =>
+    Tensor.from(Int32Array.from(data), shape, { device });
   const rowsOf = config.textVocabulary + config.specialTokens;
 
   const tokens = (name: string, ids: Int32Array, columns: number, positions: Int32Array | null | undefined): TokenInputs => {
     const special: number[] = [];
     const images: number[] = [];
     ids.forEach((id, i) => {
-      if (id < 0 || id >= rowsOf) throw bad(`${name}: token ${id} in row ${Math.floor(i / columns)}, column ${i % columns} is outside the vocabulary [0, ${rowsOf})`);
+      if (id < 0 || id >= rowsOf) {
+        const where = `row ${Math.floor(i / columns)}, column ${i % columns}`;
+        throw bad(`${name}: token ${id} in ${where} is outside the vocabulary [0, ${rowsOf})`);
+      }
       if (id >= config.textVocabulary) special.push(i);
       if (id === config.imageToken) images.push(i);
     });
@@ -158,7 +163,8 @@ function mergeOrder(ids: Int32Array, patchIds: Int32Array, imageToken: number): 
   ids.forEach((id, i) => {
     if (id === imageToken) return order.push(image++);
     const from = text[next++];
-    if (from === undefined || patchIds[from] !== id) throw bad(`inputIds and patchIds must agree in their text tokens; they differ at column ${i} of inputIds`);
+    if (from === undefined || patchIds[from] !== id)
+      throw bad(`inputIds and patchIds must agree in their text tokens; they differ at column ${i} of inputIds`);
     return order.push(from);
   });
   if (next !== text.length) throw bad(`patchIds has ${text.length} text tokens, inputIds ${next}; they must be the same`);
@@ -174,16 +180,25 @@ function preparePixels(config: ModelConfig, placement: Placement, { pixelValues,
     const tiles = imageFlags?.length;
     if (tiles === undefined) throw bad('an array of pixelValues needs imageFlags, one a tile, to know its shape');
     const side = Math.sqrt(pixelValues.length / Math.max(1, tiles) / channels);
-    if (!Number.isInteger(side)) throw new MmError('ERR_SHAPE', `pixelValues has ${pixelValues.length} entries, which is not ${tiles} square tiles of ${channels} channels`);
+    if (!Number.isInteger(side)) {
+      const got = `pixelValues has ${pixelValues.length} entries`;
+      throw new MmError('ERR_SHAPE', `${got}, which is not ${tiles} square tiles of ${channels} channels`);
+    }
     pixels = Tensor.from(pixelValues, [tiles, channels, side, side], { device: placement.device });
   }
   const [tiles, c, height, width] = pixels.shape;
   if (pixels.rank !== 4 || c !== channels || height !== width || height! % (2 * patchSize) !== 0)
-    throw new MmError('ERR_SHAPE', `pixelValues has shape [${pixels.shape.join(', ')}]; expected (tiles, ${channels}, S, S) with S a multiple of ${2 * patchSize}`);
+    throw new MmError(
+      'ERR_SHAPE',
+      `pixelValues has shape [${pixels.shape.join(', ')}]; expected (tiles, ${channels}, S, S) with S a multiple of ${2 * patchSize}`,
+    );
   if (imageFlags) {
     checkSize('imageFlags', imageFlags, tiles!, 1);
     const used = Array.from(imageFlags).flatMap((flag, i) => (flag === 1 ? [i] : []));
-    if (used.length < tiles!) pixels = gatherRows({ x: pixels, index: Tensor.from(Int32Array.from(used), [used.length], { device: placement.device }) });
+    if (used.length < tiles!) {
+      const index = Tensor.from(Int32Array.from(used), [used.length], { device: placement.device });
+      pixels = gatherRows({ x: pixels, index });
+    }
   }
   if (pixels.dim(0) === 0) return null;
   return pixels.dtype === placement.dtype ? pixels : cast({ x: pixels }, { dtype: placement.dtype });

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util';
 import { activeTape, checkpoint, noGrad } from '../autograd/tape.js';
 import type { RawTensor } from '../io/safetensors.js';
 import { MmError } from '../native/errors.js';
@@ -8,13 +9,13 @@ import { gatherRows, reshape, slice } from '../ops/index.js';
 import type { Random } from '../tensor/random.js';
 import { scope } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
-import { blockTypes, type BlockType, type ModelConfig } from './config.js';
+import { blockTypes, type BlockType, type ModelConfig, type StackConfig } from './config.js';
 import type { LayerState, SequenceContext, StepContext, Tap } from './context.js';
 import { DecoderBlock } from './hovle/block.js';
 import { HolisticEmbedding } from './hovle/embedding.js';
 import { RotaryTables } from './hovle/rotary.js';
 import { prepareInputs, type Batch, type ModelInputs, type TokenInputs } from './inputs.js';
-import type { MixerInitialisation } from './mmmamba/mixer.js';
+import type { MambaMixer, MixerInitialisation } from './mmmamba/mixer.js';
 import { RecurrentState } from './state.js';
 
 /** Added to a mixer's dt at padding: softplus then gives exactly 0, in every dtype. */
@@ -25,7 +26,10 @@ export type LogitPositions = 'all' | 'last' | Tensor;
 
 export interface ForwardOptions {
   logits?: LogitPositions;
-  /** sees named intermediates: `embed.<i>` and `llm.<i>` `.attn_out`, `.layer_out`; vision_embeddings, pixel_shuffle_proj, embedding_output, final_norm */
+  /**
+   * sees named intermediates: `embed.<i>` and `llm.<i>` with `.attn_out` and `.layer_out`, vision_embeddings,
+   * pixel_shuffle_proj, embedding_output, final_norm
+   */
   tap?: Tap;
   /** under a tape: keeps only the layers' inputs and computes the rest again during backward */
   checkpoint?: boolean;
@@ -70,8 +74,10 @@ export class VisionLanguageModel extends Module {
     super('', placement);
     this.embedding = this.child(new HolisticEmbedding('embedding_model', placement, config, initialisation));
     this.language = this.child(new LanguageModel('language_model', placement, config, initialisation));
-    const tables = (stack: 'embedding' | 'llm'): RotaryTables => new RotaryTables(config[stack].rope, config[stack].headDim, placement.device);
-    this.#tables = { embedding: tables('embedding'), llm: tables('llm') };
+    const tables = ({ rope, headDim }: StackConfig): RotaryTables => new RotaryTables(rope, headDim, placement.device);
+    const llm = tables(config.llm);
+    const alike = config.embedding.headDim === llm.headDim && isDeepStrictEqual(config.embedding.rope, llm.config);
+    this.#tables = { llm, embedding: alike ? llm : tables(config.embedding) };
   }
 
   /** A model with random weights. */
@@ -88,9 +94,10 @@ export class VisionLanguageModel extends Module {
   get blockTypes(): BlockType[] {
     return blockTypes(this.config);
   }
-  /** Parameters of the Mamba-2 mixers without their output projections: all that distillation ever trains. */
+  /** Parameters of the Mamba-2 mixers without their output projections: all that the paper's distillation trains. */
   mixerParameters(): Parameter[] {
-    return this.blocks.flatMap(({ mixer }) => (mixer.type === 'mamba2' ? mixer.parameters().filter((p) => !mixer.output.parameters().includes(p)) : []));
+    const own = (mixer: MambaMixer): Parameter[] => mixer.parameters().filter((p) => p !== mixer.output.weight);
+    return this.blocks.flatMap(({ mixer }) => (mixer.type === 'mamba2' ? own(mixer) : []));
   }
 
   /** A batch on the model's device; disposed by the enclosing scope. @throws MmError ERR_ARGUMENT, ERR_SHAPE that say what does not fit */

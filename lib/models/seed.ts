@@ -62,7 +62,8 @@ function inherit(mixer: MambaMixer, teacher: Attention): void {
  */
 export function seedStudent(teacher: VisionLanguageModel, options: SeedOptions): VisionLanguageModel {
   const { seed, attentionLayers = [], inheritQkv = true, mimicInit = true } = options;
-  if (teacher.blockTypes.includes('mamba2')) throw new MmError('ERR_ARGUMENT', 'the teacher must have softmax attention in every layer; it has Mamba-2 layers');
+  if (teacher.blockTypes.includes('mamba2'))
+    throw new MmError('ERR_ARGUMENT', 'the teacher must have softmax attention in every layer; it has Mamba-2 layers');
   const mixer: MixerConfig = { ...defaultMixer, ...options.mixer };
   const config = studentConfig(teacher.config, attentionLayers, { ...mixer, layout: 'separate' });
   const known = teacher.namedParameters();
@@ -85,10 +86,15 @@ export function seedStudent(teacher: VisionLanguageModel, options: SeedOptions):
  * are. Memory is shared with both.
  * @throws MmError ERR_ARGUMENT for a layer that does not exist, or one that is neither named nor a mixer of the student
  */
-export function withAttentionLayers(student: VisionLanguageModel, teacher: VisionLanguageModel, attentionLayers: readonly number[]): VisionLanguageModel {
+export function withAttentionLayers(
+  student: VisionLanguageModel,
+  teacher: VisionLanguageModel,
+  attentionLayers: readonly number[],
+): VisionLanguageModel {
   const config = studentConfig(student.config, attentionLayers, student.config.mixer);
   const lost = student.blockTypes.flatMap((type, i) => (type === 'mha' && !attentionLayers.includes(i) ? [i] : []));
-  if (lost.length > 0) throw new MmError('ERR_ARGUMENT', `layer ${lost.join(', ')} of the student is softmax attention: there is no mixer to use instead`);
+  if (lost.length > 0)
+    throw new MmError('ERR_ARGUMENT', `layer ${lost.join(', ')} of the student is softmax attention: there is no mixer to use instead`);
   const own = student.namedParameters();
   const attention = teacher.namedParameters();
   return derive(config, student, (name) => own.get(name) ?? attention.get(name));
@@ -104,7 +110,8 @@ export function convertLayout(student: VisionLanguageModel, layout: MixerConfig[
   const attentionLayers = student.blockTypes.flatMap((type, i) => (type === 'mha' ? [i] : []));
   const config = studentConfig(student.config, attentionLayers, { ...student.config.mixer, layout });
   const own = student.namedParameters();
-  const renamed = (name: string): string => (layout === 'fused' ? name.replace('.g_norm_swish_gate.', '.g_norm.') : name.replace('.g_norm.', '.g_norm_swish_gate.'));
+  const [here, there] = layout === 'fused' ? ['.g_norm_swish_gate.', '.g_norm.'] : ['.g_norm.', '.g_norm_swish_gate.'];
+  const renamed = (name: string): string => name.replace(here!, there!);
   const model = derive(config, student, (name) => own.get(name) ?? own.get(renamed(name)));
   const missing = model.parameters().filter((p) => !p.loaded);
   noGrad(() =>

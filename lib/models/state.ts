@@ -9,7 +9,10 @@ export interface Consumed {
   llm: Int32Array;
 }
 
-const tensorsOf = (layer: LayerState): Tensor[] => (layer.type === 'mha' ? [layer.key, layer.value] : [...(layer.conv ? [layer.conv] : []), layer.ssm]);
+function tensorsOf(layer: LayerState): Tensor[] {
+  if (layer.type === 'mha') return [layer.key, layer.value];
+  return layer.conv ? [layer.conv, layer.ssm] : [layer.ssm];
+}
 
 /**
  * What a model remembers of the tokens it has consumed, one entry a layer (embedding layers first). Mamba-2 layers keep a
@@ -39,7 +42,15 @@ export class RecurrentState implements Disposable {
     };
     const layers = this.layers.map((layer): LayerState => {
       if (layer.type === 'mha') return { type: 'mha', key: copied(layer.key), value: copied(layer.value) };
-      return { ...layer, conv: layer.conv && copied(layer.conv), ssm: copied(layer.ssm), rates: keep(layer.rates), weight: keep(layer.weight) };
+      const { conv, ssm, rates, weight, taps } = layer;
+      return {
+        type: 'mamba2',
+        conv: conv && copied(conv),
+        ssm: copied(ssm),
+        rates: keep(rates),
+        weight: keep(weight),
+        taps: taps && keep(taps),
+      };
     });
     return new RecurrentState(layers, { embedding: this.consumed.embedding.slice(), llm: this.consumed.llm.slice() });
   }
@@ -50,6 +61,7 @@ export class RecurrentState implements Disposable {
       if (layer.type === 'mamba2') {
         layer.rates.dispose();
         layer.weight.dispose();
+        layer.taps?.dispose();
       }
     }
   }

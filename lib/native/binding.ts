@@ -47,6 +47,14 @@ export interface MemoryStats {
   tensors: number;
   devices: { [device: string]: DeviceMemory };
 }
+/** Time spent in one kernel on the executors. */
+export interface KernelTime {
+  op: string;
+  variant: string;
+  calls: number;
+  /** milliseconds in all */
+  ms: number;
+}
 export interface RawBackend {
   name: string;
   available: boolean;
@@ -58,7 +66,7 @@ export interface RawBackend {
 export interface Binding {
   abiVersion: number;
   schemas(): OpSchema[];
-  run(op: number, inputs: (Handle | null | (Handle | null)[])[], attrs: Attrs | undefined, device: string | undefined): (Wrapped | null)[];
+  run(op: number, inputs: (Handle | null | (Handle | null)[])[], attrs: Attrs | undefined, device: string | undefined): (Wrapped | Wrapped[] | null)[];
   fromBytes(bytes: Uint8Array | null, dtype: number, shape: readonly number[], device: string): Wrapped;
   view(handle: Handle, shape: readonly number[], strides: readonly number[], offset: number): Wrapped;
   read(handle: Handle): Promise<ArrayBuffer>;
@@ -66,6 +74,7 @@ export interface Binding {
   dispose(handle: Handle): void;
   memoryStats(): MemoryStats;
   resetPeak(): void;
+  profile(on: boolean): KernelTime[];
   backends(): RawBackend[];
   setSearch(backend: string, paths: string[]): void;
 }

@@ -16,9 +16,6 @@ export const ones: Initialiser = constant(1);
 export function normal(std: number): Initialiser {
   return (random, shape) => random.fill(sizeOf(shape), (r) => r.normal(0, std));
 }
-export function uniform(low: number, high: number): Initialiser {
-  return (random, shape) => random.fill(sizeOf(shape), (r) => r.uniform(low, high));
-}
 
 /** Uniform in ±1/sqrt(fan in): the default of torch.nn.Linear and Conv1d, for weights and, with `inputs` given, biases. */
 export function linearDefault(inputs?: number): Initialiser {

@@ -102,7 +102,10 @@ export class Parameter implements Disposable {
   share(other: Parameter): void {
     const { value } = other;
     if (value.dtype !== this.dtype || value.shape.some((d, i) => d !== this.shape[i]))
-      throw new MmError('ERR_SHAPE', `parameter ${this.name} (${this.dtype} [${this.shape.join(', ')}]) cannot share ${other.name} (${value.toString()})`);
+      throw new MmError(
+        'ERR_SHAPE',
+        `parameter ${this.name} (${this.dtype} [${this.shape.join(', ')}]) cannot share ${other.name} (${value.toString()})`,
+      );
     if (this.#trainable || other.#trainable) return this.#replace(own(() => copy({ x: value })));
     this.#replace(untracked(() => value.aliased(value.shape, value.strides, 0)));
     this.#shared = other.#shared = true;

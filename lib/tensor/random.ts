@@ -37,7 +37,8 @@ export class Random {
   /** @param seed, stream integers from 0 to 2^53 - 1. @throws MmError ERR_ARGUMENT */
   constructor(seed: number, stream = 0) {
     for (const [name, value] of [['seed', seed], ['stream', stream]] as const)
-      if (!Number.isSafeInteger(value) || value < 0) throw new MmError('ERR_ARGUMENT', `${name}: expected an integer from 0 to 2^53 - 1, got ${value}`);
+      if (!Number.isSafeInteger(value) || value < 0)
+        throw new MmError('ERR_ARGUMENT', `${name}: expected an integer from 0 to 2^53 - 1, got ${value}`);
     this.seed = seed;
     this.stream = stream;
   }

@@ -1,4 +1,4 @@
-import type { Attrs, OpSchema } from '../native/binding.js';
+import type { Attrs, OpSchema, Wrapped } from '../native/binding.js';
 import { MmError } from '../native/errors.js';
 import { adopt, binding } from '../native/loader.js';
 import { Tensor } from './tensor.js';
@@ -34,7 +34,8 @@ export function opSchema(op: string): OpSchema {
 
 /**
  * Runs one operator by name, without any tape: operands and results by the schema's names; a result that the op did not
- * produce is null. Only lib/ops and lib/autograd call this.
+ * produce is null, several under one name (the gradients of a list) are `name[0]`, `name[1]`, ... Only lib/ops and
+ * lib/autograd call this.
  */
 export function run(op: string, operands: Operands, attrs?: Attrs, device?: string): Results {
   const entry = entries().get(op);
@@ -63,10 +64,15 @@ export function run(op: string, operands: Operands, attrs?: Attrs, device?: stri
     const results: Results = {};
     schema.outputs.forEach(({ name }, i) => {
       const w = out[i];
-      results[name] = w ? new Tensor(w, where ?? 'cpu') : null;
+      if (isList(w)) w.forEach((item, k) => (results[`${name}[${k}]`] = new Tensor(item, where ?? 'cpu')));
+      else results[name] = w ? new Tensor(w, where ?? 'cpu') : null;
     });
     return results;
   } catch (error) {
     throw adopt(error);
   }
+}
+
+function isList(result: Wrapped | Wrapped[] | null | undefined): result is Wrapped[] {
+  return Array.isArray(result?.[0]);
 }

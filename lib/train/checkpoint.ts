@@ -98,13 +98,20 @@ export async function loadMoments(folder: string, optimizer: AdamW, updates: num
  * @returns the state to continue from; null to begin
  * @throws MmError ERR_ARGUMENT; ERR_CONFIG where the run was begun with other settings
  */
-export async function openRun(out: string, kind: TrainingState['kind'], resume: boolean, config: Record<string, unknown>): Promise<TrainingState | null> {
+export async function openRun(
+  out: string,
+  kind: TrainingState['kind'],
+  resume: boolean,
+  config: Record<string, unknown>,
+): Promise<TrainingState | null> {
   let present: string[];
   try {
     await mkdir(out, { recursive: true });
     present = await readdir(out);
   } catch (cause) {
-    throw systemCode(cause) === 'EEXIST' ? new MmError('ERR_ARGUMENT', `${out} is a file; a run needs a folder`) : fileError('make the folder', out, cause);
+    throw systemCode(cause) === 'EEXIST'
+      ? new MmError('ERR_ARGUMENT', `${out} is a file; a run needs a folder`)
+      : fileError('make the folder', out, cause);
   }
   if (!resume) {
     if (present.length > 0) throw new MmError('ERR_ARGUMENT', `${out} is not empty: give --resume to continue the run in it, or another --out`);

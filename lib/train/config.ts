@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import { loadYaml } from '../io/config.js';
+import { MmError } from '../native/errors.js';
 import { artists } from './data/emoji/artists.js';
 
 /*
@@ -23,7 +24,9 @@ const dataSchema = z
     /** where the rendered drawings are cached; default $XDG_CACHE_HOME/mmmamba */
     cacheDir: z.string().optional(),
     /** shares of the kinds of questions, in any positive unit */
-    kinds: z.strictObject({ name: notNegative.default(0), group: notNegative.default(0), yesno: notNegative.default(0) }).default({ name: 0.6, group: 0.1, yesno: 0.3 }),
+    kinds: z
+      .strictObject({ name: notNegative.default(0), group: notNegative.default(0), yesno: notNegative.default(0) })
+      .default({ name: 0.6, group: 0.1, yesno: 0.3 }),
     /** changes to the default augmentation (train/data/emoji/augment.ts), or false for unchanged drawings */
     augment: z
       .union([
@@ -45,9 +48,14 @@ const dataSchema = z
       .default({}),
   })
   .superRefine(({ kinds, augment }, context) => {
-    if (kinds.name + kinds.group + kinds.yesno === 0) context.addIssue({ code: 'custom', path: ['kinds'], message: 'all shares are 0; at least one must be above 0' });
+    if (kinds.name + kinds.group + kinds.yesno === 0)
+      context.addIssue({ code: 'custom', path: ['kinds'], message: 'all shares are 0; at least one must be above 0' });
     if (augment && augment.scale && augment.scale[0] > augment.scale[1])
-      context.addIssue({ code: 'custom', path: ['augment', 'scale'], message: `[from, to] is [${augment.scale.join(', ')}]; from must not exceed to` });
+      context.addIssue({
+        code: 'custom',
+        path: ['augment', 'scale'],
+        message: `[from, to] is [${augment.scale.join(', ')}]; from must not exceed to`,
+      });
   });
 
 const evaluationSchema = z.strictObject({
@@ -101,12 +109,29 @@ export type MseStage = z.output<typeof mseStage>;
 export type KlStage = z.output<typeof klStage>;
 export type Stages = z.output<typeof stagesSchema>;
 
-const paperOptim = { accumulate: 1, warmup: 0.1, decay: 0.1, clip: 5, weightDecay: 0.05, betas: [0.9, 0.999], eps: 1e-8 } satisfies Partial<Optimisation>;
+const paperOptim = {
+  accumulate: 1,
+  warmup: 0.1,
+  decay: 0.1,
+  clip: 5,
+  weightDecay: 0.05,
+  betas: [0.9, 0.999],
+  eps: 1e-8,
+} satisfies Partial<Optimisation>;
 
 const paper: Stages = {
   stage1: { ...paperOptim, steps: 20_000, batchSize: 128, lr: 1e-3, factor: 1000 },
   stage2: { ...paperOptim, steps: 20_000, batchSize: 128, lr: 5e-4, factor: 1000 },
-  stage3: { ...paperOptim, steps: 20_000, batchSize: 64, lr: 5e-5, temperature: 1, positions: 'tokens', reduction: 'mean', frozen: ['o_proj.weight'] },
+  stage3: {
+    ...paperOptim,
+    steps: 20_000,
+    batchSize: 64,
+    lr: 5e-5,
+    temperature: 1,
+    positions: 'tokens',
+    reduction: 'mean',
+    frozen: ['o_proj.weight'],
+  },
 };
 
 /** Recipes of the three stages. `paper`: arXiv 2502.13145, section 4.1. */
@@ -135,8 +160,7 @@ type Issue = (path: PropertyKey[], message: string) => void;
 
 function checkOptimisation(o: Optimisation, path: PropertyKey[], issue: Issue): void {
   if (o.warmup + o.decay > 1) issue([...path, 'decay'], `warmup ${o.warmup} and decay ${o.decay} add up to more than all steps`);
-  if (o.batchSize % o.accumulate !== 0)
-    issue([...path, 'accumulate'], `${o.accumulate} does not divide the batchSize ${o.batchSize}`);
+  if (o.batchSize % o.accumulate !== 0) issue([...path, 'accumulate'], `${o.accumulate} does not divide the batchSize ${o.batchSize}`);
 }
 
 const dtype = z.enum(['f32', 'bf16']);
@@ -164,7 +188,8 @@ const teacherModelSchema = z
     const issue = (key: string, message: string): void => context.addIssue({ code: 'custom', path: [key], message });
     if (m.heads % m.kvHeads !== 0) issue('kvHeads', `${m.kvHeads} does not divide the ${m.heads} heads`);
     if (m.hiddenSize % m.heads !== 0) issue('heads', `${m.heads} does not divide the hiddenSize ${m.hiddenSize}`);
-    else if ((m.hiddenSize / m.heads) % 2 !== 0) issue('heads', `a head has ${m.hiddenSize / m.heads} channels; rotary embedding needs an even number`);
+    else if ((m.hiddenSize / m.heads) % 2 !== 0)
+      issue('heads', `a head has ${m.hiddenSize / m.heads} channels; rotary embedding needs an even number`);
     if (m.imageSize % (2 * m.patchSize) !== 0)
       issue('patchSize', `the imageSize ${m.imageSize} is no multiple of two patches of ${m.patchSize} (2 x 2 patches become one token)`);
   });
@@ -193,41 +218,59 @@ export const trainTeacherSchema = z.strictObject({
 });
 export type TrainTeacherConfig = z.output<typeof trainTeacherSchema>;
 
-/** `mmmamba distill` */
-export const distillSchema = z
-  .strictObject({
-    preset: z.enum(['paper', 'reference', 'emoji']).default('paper'),
-    seed: z.int().min(0).default(0),
-    dtype: dtype.default('f32'),
-    /** which layers stay attention: none, the first of every four, or a list counted over both stacks */
-    student: z.union([z.enum(['linear', 'hybrid']), z.array(z.int().min(0))]).default('linear'),
-    /** which stages run, in this order */
-    run: z.array(z.union([z.literal(1), z.literal(2), z.literal(3)])).min(1).default([1, 2, 3]),
-    data: dataSchema.prefault({}),
-    /** changes to the preset */
-    stages: z.strictObject({ stage1: mseStage.partial(), stage2: mseStage.partial(), stage3: klStage.partial() }).partial().default({}),
-    evaluation: evaluationSchema.prefault({}),
-    checkpoints: checkpointSchema.prefault({}),
-  })
-  .transform((given, context) => {
-    const issue: Issue = (path, message) => context.addIssue({ code: 'custom', path, message });
-    given.run.forEach((stage, i) => {
-      if (i > 0 && stage <= given.run[i - 1]!) issue(['run', i], `stage ${stage} follows stage ${given.run[i - 1]}; each stage once, in rising order`);
-    });
-    for (const key of Object.keys(given.stages) as (keyof Stages)[])
-      if (!given.run.includes(Number(key.at(-1)) as 1)) issue(['stages', key], `settings for a stage that run: [${given.run.join(', ')}] leaves out`);
-    const preset = presets[given.preset];
-    const stages: Stages = {
-      stage1: { ...preset.stage1, ...given.stages.stage1 },
-      stage2: { ...preset.stage2, ...given.stages.stage2 },
-      stage3: { ...preset.stage3, ...given.stages.stage3 },
-    };
-    for (const key of ['stage1', 'stage2', 'stage3'] as const) checkOptimisation(stages[key], ['stages', key], issue);
-    if (Array.isArray(given.student) && new Set(given.student).size !== given.student.length)
-      issue(['student'], `[${given.student.join(', ')}] names a layer twice`);
-    return { ...given, stages };
+const distillInput = z.strictObject({
+  preset: z.enum(['paper', 'reference', 'emoji']).default('paper'),
+  seed: z.int().min(0).default(0),
+  dtype: dtype.default('f32'),
+  /** which layers stay attention: none, the first of every four, or a list counted over both stacks */
+  student: z.union([z.enum(['linear', 'hybrid']), z.array(z.int().min(0))]).default('linear'),
+  /** which stages run, in this order */
+  run: z
+    .array(z.union([z.literal(1), z.literal(2), z.literal(3)]))
+    .min(1)
+    .default([1, 2, 3]),
+  data: dataSchema.prefault({}),
+  /** changes to the preset */
+  stages: z.strictObject({ stage1: mseStage.partial(), stage2: mseStage.partial(), stage3: klStage.partial() }).partial().default({}),
+  evaluation: evaluationSchema.prefault({}),
+  checkpoints: checkpointSchema.prefault({}),
+});
+type DistillInput = z.output<typeof distillInput>;
+
+/** What takes the place of a file's settings, e.g. from the command line; `steps` of every stage. */
+export type DistillOverrides = Partial<Pick<DistillInput, 'preset' | 'seed' | 'student' | 'run'>> & { steps?: number };
+
+/** Fills a preset with the changes and checks that all fits together. */
+function resolveDistill(
+  input: DistillInput,
+  { steps, ...overrides }: DistillOverrides,
+  issue: Issue,
+): Omit<DistillInput, 'stages'> & { stages: Stages } {
+  const given = { ...input, ...Object.fromEntries(Object.entries(overrides).filter(([, value]) => value !== undefined)) } as DistillInput;
+  given.run.forEach((stage, i) => {
+    if (i > 0 && stage <= given.run[i - 1]!) issue(['run', i], `stage ${stage} follows stage ${given.run[i - 1]}; each stage once, in rising order`);
   });
-export type DistillConfig = z.output<typeof distillSchema>;
+  for (const key of Object.keys(given.stages) as (keyof Stages)[])
+    if (!given.run.includes(Number(key.at(-1)) as 1)) issue(['stages', key], `settings for a stage that run: [${given.run.join(', ')}] leaves out`);
+  if (Array.isArray(given.student) && new Set(given.student).size !== given.student.length)
+    issue(['student'], `[${given.student.join(', ')}] names a layer twice`);
+  const preset = presets[given.preset];
+  const all = steps === undefined ? {} : { steps };
+  const stages: Stages = {
+    stage1: { ...preset.stage1, ...given.stages.stage1, ...all },
+    stage2: { ...preset.stage2, ...given.stages.stage2, ...all },
+    stage3: { ...preset.stage3, ...given.stages.stage3, ...all },
+  };
+  for (const key of ['stage1', 'stage2', 'stage3'] as const) checkOptimisation(stages[key], ['stages', key], issue);
+  return { ...given, stages };
+}
+
+/** `mmmamba distill` */
+export const distillSchema = (overrides: DistillOverrides = {}) =>
+  distillInput.transform((input, context) =>
+    resolveDistill(input, overrides, (path, message) => context.addIssue({ code: 'custom', path, message })),
+  );
+export type DistillConfig = z.output<ReturnType<typeof distillSchema>>;
 export type DataConfig = z.output<typeof dataSchema>;
 
 /** @throws MmError ERR_FILE_IO, ERR_CONFIG naming file, line and key; without a file the defaults */
@@ -236,6 +279,10 @@ export async function loadTrainTeacherConfig(path?: string): Promise<TrainTeache
 }
 
 /** As {@link loadTrainTeacherConfig}. */
-export async function loadDistillConfig(path?: string): Promise<DistillConfig> {
-  return path === undefined ? distillSchema.parse({}) : loadYaml(path, distillSchema);
+export async function loadDistillConfig(path?: string, overrides: DistillOverrides = {}): Promise<DistillConfig> {
+  const schema = distillSchema(overrides);
+  if (path !== undefined) return loadYaml(path, schema);
+  const result = schema.safeParse({});
+  if (result.success) return result.data;
+  throw new MmError('ERR_CONFIG', result.error.issues.map(({ path: key, message }) => `${key.join('.')}: ${message}`).join('\n'));
 }

@@ -46,7 +46,8 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
   const state = await openRun(out, 'distill', run.resume ?? false, config);
   const last = join(out, 'last');
   using teacher = await loadModel(teacherFolder, placement);
-  if (teacher.blockTypes.includes('mamba2')) throw new MmError('ERR_ARGUMENT', `${teacherFolder} is a student itself; a teacher has attention in every layer`);
+  if (teacher.blockTypes.includes('mamba2'))
+    throw new MmError('ERR_ARGUMENT', `${teacherFolder} is a student itself; a teacher has attention in every layer`);
   const layers = attentionLayersOf(config.student, teacher.config);
   const tokenizer = await loadTokenizer(teacherFolder);
   const task = await loadEmojiTask(config.data, imageShapeOf(teacher.config), { tokenizer, progress, signal, ...taskOptions });
@@ -61,7 +62,14 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
       const resumed = i === at ? state : null;
       if (stage === 3 && !resumed) student = replace(student, withAttentionLayers(student, teacher, layers));
       const save = (optimizer: AdamW, step: number, best: TrainingState['best']): Promise<void> =>
-        saveCheckpoint(last, student, tokenizer, optimizer, { kind: 'distill', stage: titleOf(stage), step, best, metricsBytes: metrics.flush(), config });
+        saveCheckpoint(last, student, tokenizer, optimizer, {
+          kind: 'distill',
+          stage: titleOf(stage),
+          step,
+          best,
+          metricsBytes: metrics.flush(),
+          config,
+        });
       if (!resumed || resumed.step < settings.steps)
         await runStage({
           stage,
@@ -70,7 +78,9 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
           stages: config.stages,
           task,
           seed: config.seed,
-          from: resumed ? { step: resumed.step, best: resumed.best, load: (optimizer) => loadMoments(last, optimizer, resumed.step, placement.device) } : undefined,
+          from: resumed
+            ? { step: resumed.step, best: resumed.best, load: (optimizer) => loadMoments(last, optimizer, resumed.step, placement.device) }
+            : undefined,
           metrics,
           progress,
           signal,
@@ -78,7 +88,7 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
             every: config.evaluation.every,
             run: async () => {
               using shown = stage === 3 ? null : withAttentionLayers(student, teacher, layers);
-              return validate(shown ?? student, task, config.evaluation.batchSize);
+              return await validate(shown ?? student, task, config.evaluation.batchSize);
             },
             saveBest: stage === 3 ? () => saveModelFolder(join(out, 'best'), student, tokenizer) : undefined,
           },

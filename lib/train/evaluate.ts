@@ -1,7 +1,16 @@
 import { generateTokens } from '../models/generate.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { MmError } from '../native/errors.js';
-import { promptBatches, scoreExact, scorePope, type EvaluationSet, type Item, type PopeScore, type QuestionKind, type Score } from './data/emoji/index.js';
+import {
+  promptBatches,
+  scoreExact,
+  scorePope,
+  type EvaluationSet,
+  type Item,
+  type PopeScore,
+  type QuestionKind,
+  type Score,
+} from './data/emoji/index.js';
 import type { Progress } from './progress.js';
 import type { EmojiTask } from './task.js';
 

@@ -82,7 +82,11 @@ export async function train(options: LoopOptions): Promise<Best | null> {
     const { step, lr, tokens, read } = queue.shift()!;
     const { loss, gradNorm } = await read;
     if (!Number.isFinite(loss) || !Number.isFinite(gradNorm))
-      throw new MmError('ERR_ARGUMENT', `${stage} diverged: at update ${step} the loss is ${loss} and the gradient's norm ${gradNorm}; lower the learning rate (lr ${optimisation.lr}) or clip`);
+      throw new MmError(
+        'ERR_ARGUMENT',
+        `${stage} diverged: at update ${step} the loss is ${loss} and the gradient's norm ${gradNorm}; ` +
+          `lower the learning rate (lr ${optimisation.lr}) or clip`,
+      );
     const now = performance.now();
     const ms = now - since;
     since = now;
@@ -97,7 +101,7 @@ export async function train(options: LoopOptions): Promise<Best | null> {
   progress.start(stage, steps, firstStep);
   try {
     let saved = firstStep;
-    for (let done = firstStep; done < steps; ) {
+    for (let done = firstStep; done < steps;) {
       if (signal?.aborted) {
         await drain();
         if (saved < done) await checkpoint.save(done, best);
@@ -116,7 +120,8 @@ export async function train(options: LoopOptions): Promise<Best | null> {
         await drain();
         const scores = await evaluation.run();
         metrics.write({ stage, step: done, evaluation: scores });
-        if (evaluation.saveBest && (best === null || scores.score > best.score)) await evaluation.saveBest((best = { step: done, score: scores.score }));
+        if (evaluation.saveBest && (best === null || scores.score > best.score))
+          await evaluation.saveBest((best = { step: done, score: scores.score }));
         since = performance.now();
       }
       if (due(checkpoint.every)) {
@@ -144,11 +149,15 @@ async function update(options: LoopOptions, batch: Batch, lr: number): Promise<{
     const share = total > 0 ? weight / total : 0;
     const { loss, gradients } = scope(() => objective.gradients(rows));
     losses.push({ loss, share });
-    for (const [parameter, gradient] of gradients) sums.set(parameter, parts.length === 1 ? gradient : accumulated(sums.get(parameter), gradient, share));
+    for (const [parameter, gradient] of gradients)
+      sums.set(parameter, parts.length === 1 ? gradient : accumulated(sums.get(parameter), gradient, share));
     // Timers, signals and other requests get their turn between two parts.
     await breathe();
   }
-  const norm = optimizer.step(parameters.map((p) => sums.get(p) ?? null), lr);
+  const norm = optimizer.step(
+    parameters.map((p) => sums.get(p) ?? null),
+    lr,
+  );
   for (const gradient of sums.values()) gradient.dispose();
   const read = readBack(losses, norm);
   read.catch(() => undefined); // until the loop waits for it
@@ -186,7 +195,8 @@ export function split(batch: Batch, parts: number): Batch[] {
   const size = batch.size / parts;
   const pixels = batch.pixelValues.length / Math.max(1, batch.size);
   return Array.from({ length: parts }, (_, i) => {
-    const rows = <T extends { subarray(from: number, to: number): T }>(array: T, width: number): T => array.subarray(i * size * width, (i + 1) * size * width);
+    const rows = <T extends { subarray(from: number, to: number): T }>(array: T, width: number): T =>
+      array.subarray(i * size * width, (i + 1) * size * width);
     const { length } = batch;
     return {
       size,

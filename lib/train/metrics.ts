@@ -33,7 +33,8 @@ export class MetricsFile implements Disposable {
   ) {
     try {
       const size = existsSync(path) ? statSync(path).size : 0;
-      if (size < keep) throw new MmError('ERR_FILE_FORMAT', `${path} has ${size} bytes; the checkpoint was written when it had ${keep}: part of it is lost`);
+      if (size < keep)
+        throw new MmError('ERR_FILE_FORMAT', `${path} has ${size} bytes; the checkpoint was written when it had ${keep}: part of it is lost`);
       if (size > keep) truncateSync(path, keep);
     } catch (cause) {
       throw fileError('cut', path, cause);

@@ -1,7 +1,10 @@
 import type { Batch } from './data/emoji/index.js';
 
 /** Flat positions (b * L + t) of a batch whose logits count: all (null), those of tokens, or those that predict the answer. */
-export function countedPositions({ attentionMask, labels }: Pick<Batch, 'attentionMask' | 'labels'>, which: 'all' | 'tokens' | 'answer'): Int32Array | null {
+export function countedPositions(
+  { attentionMask, labels }: Pick<Batch, 'attentionMask' | 'labels'>,
+  which: 'all' | 'tokens' | 'answer',
+): Int32Array | null {
   if (which === 'all') return null;
   const counts = (i: number): boolean => (which === 'tokens' ? attentionMask[i] === 1 : labels[i + 1] !== undefined && labels[i + 1] !== -100);
   return Int32Array.from(attentionMask.keys()).filter(counts);

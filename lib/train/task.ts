@@ -74,7 +74,10 @@ export async function loadEmojiTask(data: DataConfig, { imageSize, patchSize }: 
   });
   if (drawing) progress?.stop();
   if (data.validation >= images.train.length)
-    throw new MmError('ERR_CONFIG', `data.validation keeps ${data.validation} of ${images.train.length} drawings back; some must remain for training`);
+    throw new MmError(
+      'ERR_CONFIG',
+      `data.validation keeps ${data.validation} of ${images.train.length} drawings back; some must remain for training`,
+    );
   const order = new Rng(splitSeed).shuffle(images.train.slice());
   const kept = order.slice(0, data.validation).sort();
   const train = order.slice(data.validation).sort();

@@ -117,7 +117,9 @@ export async function trainTeacher(config: TrainTeacherConfig, run: RunOptions, 
   const parameters = model.setTrainable(() => true);
   using optimizer = new AdamW(parameters, config.optim);
   if (state) await loadMoments(last, optimizer, state.step, placement.device);
-  await using source = new EmojiLoader(task.batches({ batchSize: config.optim.batchSize, seed: dataSeed(config.seed, 0) }), { firstStep: state?.step ?? 0 });
+  await using source = new EmojiLoader(task.batches({ batchSize: config.optim.batchSize, seed: dataSeed(config.seed, 0) }), {
+    firstStep: state?.step ?? 0,
+  });
   await train({
     stage: 'teacher',
     optimisation: config.optim,
@@ -137,7 +139,15 @@ export async function trainTeacher(config: TrainTeacherConfig, run: RunOptions, 
     },
     checkpoint: {
       every: config.checkpoints.every,
-      save: (step, found) => saveCheckpoint(last, model, task.tokenizer, optimizer, { kind: 'teacher', stage: 'teacher', step, best: found, metricsBytes: metrics.flush(), config }),
+      save: (step, found) =>
+        saveCheckpoint(last, model, task.tokenizer, optimizer, {
+          kind: 'teacher',
+          stage: 'teacher',
+          step,
+          best: found,
+          metricsBytes: metrics.flush(),
+          config,
+        }),
     },
   });
 
@@ -148,7 +158,10 @@ export async function trainTeacher(config: TrainTeacherConfig, run: RunOptions, 
   const log = await readFile(join(out, 'metrics.jsonl'), 'utf8');
   await saveModelFolder(finished, chosen, task.tokenizer, {
     dtype: 'bf16',
-    files: [['training-log.jsonl', log], ['training.json', `${JSON.stringify({ config, parameters: parameters.reduce((sum, p) => sum + p.size, 0), scores }, null, 1)}\n`]],
+    files: [
+      ['training-log.jsonl', log],
+      ['training.json', `${JSON.stringify({ config, parameters: parameters.reduce((sum, p) => sum + p.size, 0), scores }, null, 1)}\n`],
+    ],
   });
   return { folder: finished, scores };
 }

@@ -9,9 +9,11 @@
 namespace mm::cpu::MM_ISA {
 
 template <int S, int M, class V, int... I>
-MM_INLINE V evenLanes(V a, V b, std::integer_sequence<int, I...>) { return __builtin_shufflevector(a, b, ((I & S) ? M + I - S : I)...); }
+MM_INLINE V evenLanes(V a, V b, std::integer_sequence<int, I...>) { return __builtin_shufflevector(a, b,
+    ((I & S) ? M + I - S : I)...); }
 template <int S, int M, class V, int... I>
-MM_INLINE V oddLanes(V a, V b, std::integer_sequence<int, I...>) { return __builtin_shufflevector(a, b, ((I & S) ? M + I : I + S)...); }
+MM_INLINE V oddLanes(V a, V b, std::integer_sequence<int, I...>) { return __builtin_shufflevector(a, b,
+    ((I & S) ? M + I : I + S)...); }
 
 template <int S, int M, class V>
 MM_INLINE void transposeStages(V* r) {

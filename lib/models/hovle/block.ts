@@ -46,7 +46,9 @@ export class DecoderBlock extends Module {
     super(path, placement);
     const { hiddenSize, rmsNormEps } = config;
     const inner = `${path}.attention`;
-    this.mixer = this.child(type === 'mha' ? new Attention(inner, placement, config) : new MambaMixer(inner, placement, config, mixer, initialisation));
+    this.mixer = this.child(
+      type === 'mha' ? new Attention(inner, placement, config) : new MambaMixer(inner, placement, config, mixer, initialisation),
+    );
     this.#mlp = this.child(new FeedForward(`${path}.feed_forward`, placement, config));
     this.mixerNorm = this.child(new RmsNorm(`${path}.attention_norm`, placement, hiddenSize, rmsNormEps));
     this.#mlpNorm = this.child(new RmsNorm(`${path}.ffn_norm`, placement, hiddenSize, rmsNormEps));
@@ -93,7 +95,7 @@ export class DecoderBlock extends Module {
     return scope(() => {
       const x = this.mixerNorm.forward(h);
       const y =
-        this.mixer.type === 'mha' ? this.mixer.step(x, state as AttentionState, context) : this.mixer.step(x, state as MambaState, context);
+        this.mixer.type === 'mha' ? this.mixer.step(x, state as AttentionState, context) : this.mixer.step(x, state as MambaState);
       return this.finish(h, y);
     });
   }

@@ -1,5 +1,5 @@
 import { noGrad } from '../../autograd/tape.js';
-import { constant, linearDefault, ones, xavierUniform, zeros, type Initialiser } from '../../nn/initialise.js';
+import { linearDefault, ones, xavierUniform, zeros, type Initialiser } from '../../nn/initialise.js';
 import { joinRows, Linear } from '../../nn/layers.js';
 import { Module } from '../../nn/module.js';
 import type { Parameter, Placement } from '../../nn/parameter.js';
@@ -10,7 +10,7 @@ import {
 import { scope, untracked } from '../../tensor/scope.js';
 import { Tensor } from '../../tensor/tensor.js';
 import type { MixerConfig, StackConfig } from '../config.js';
-import { keep, type MambaState, type SequenceContext, type StepContext } from '../context.js';
+import { keep, type MambaState, type SequenceContext, type Tap } from '../context.js';
 
 const normEps = 1e-5;
 
@@ -102,15 +102,17 @@ export class MambaMixer extends Module {
       this.gateProjection = this.stepProjection = null;
     }
     const { convKernel: width } = mixer;
-    this.convWeight = mixer.useConv ? this.parameter('conv1d.weight', [this.channels, 1, width], { init: mimic ? identityTap : linearDefault(), exact: true }) : null;
-    this.convBias = mixer.useConv ? this.parameter('conv1d.bias', [this.channels], { init: mimic ? zeros : linearDefault(width) }) : null;
+    const tapInit = mimic ? identityTap : linearDefault();
+    const biasInit = mimic ? zeros : linearDefault(width);
+    this.convWeight = mixer.useConv ? this.parameter('conv1d.weight', [this.channels, 1, width], { init: tapInit, exact: true }) : null;
+    this.convBias = mixer.useConv ? this.parameter('conv1d.bias', [this.channels], { init: biasInit }) : null;
     const normName = mixer.layout === 'separate' ? 'g_norm.weight' : 'g_norm_swish_gate.weight';
     this.gateNorm = mixer.useGnorm ? this.parameter(normName, [headDim], { init: ones }) : null;
     this.headNorms = mixer.useQknorm
       ? {
           qWeight: this.parameter('q_norm.weight', [headDim], { init: ones }),
           qBias: this.parameter('q_norm.bias', [headDim], { init: zeros }),
-          kWeight: this.parameter('k_norm.weight', [headDim], { init: constant(1) }),
+          kWeight: this.parameter('k_norm.weight', [headDim], { init: ones }),
           kBias: this.parameter('k_norm.bias', [headDim], { init: zeros }),
         }
       : null;
@@ -189,7 +191,7 @@ export class MambaMixer extends Module {
     return reshape(this.convWeight!.value, [this.channels, this.mixer.convKernel]);
   }
 
-  #scan(x: Tensor, context: SequenceContext, tap?: (name: string, value: Tensor) => void): { y: Tensor; raw: Tensor; conv: Tensor | null; ssm: Tensor } {
+  #scan(x: Tensor, context: SequenceContext, tap?: Tap): { y: Tensor; raw: Tensor; conv: Tensor | null; ssm: Tensor } {
     const { vkq, gate, dt } = this.#project(x);
     let active: Tensor;
     let conv: Tensor | null = null;
@@ -213,7 +215,7 @@ export class MambaMixer extends Module {
    * @param tap gets the intermediates vkq, vkq_conv, dt_raw, gate and ssd_y
    * @returns the heads' output (B, L, H, P), before the output projection
    */
-  heads(x: Tensor, context: SequenceContext, tap?: (name: string, value: Tensor) => void): Tensor {
+  heads(x: Tensor, context: SequenceContext, tap?: Tap): Tensor {
     return this.#scan(x, context, tap).y;
   }
 
@@ -254,22 +256,24 @@ export class MambaMixer extends Module {
       ...this.#constants(),
     }));
   }
-  #constants(): { rates: Tensor; weight: Tensor } {
-    return noGrad(() => scope(() => ({ rates: keep(this.#rates()), weight: keep(this.#fused()) })));
+  #constants(): Pick<MambaState, 'rates' | 'weight' | 'taps'> {
+    return noGrad(() => scope(() => ({ rates: keep(this.#rates()), weight: keep(this.#fused()), taps: this.convWeight && keep(this.#taps()) })));
   }
 
   /** One token a row. @param x (B, C) @returns (B, H, P) */
-  step(x: Tensor, state: MambaState, { batch }: StepContext): Tensor {
+  step(x: Tensor, state: MambaState): Tensor {
     const { vkq, gate, dt } = this.#columns(linear({ x, weight: state.weight }));
-    const active = state.conv
-      ? causalConv1dUpdate({ x: vkq, convState: state.conv, weight: this.#taps(), bias: this.convBias!.value }, { activation: 'silu' })
-      : silu({ x: vkq });
+    const { conv, taps } = state;
+    const active =
+      conv && taps
+        ? causalConv1dUpdate({ x: vkq, convState: conv, weight: taps, bias: this.convBias!.value }, { activation: 'silu' })
+        : silu({ x: vkq });
     const { v, k, q } = this.#scanOperands(active);
     const y = selectiveStateUpdate(
       { state: state.ssm, x: v, dt, A: state.rates, B: k, C: q, D: this.skip?.value, dtBias: this.dtBias.value },
       { dtSoftplus: true },
     );
-    return this.#gated(reshape(y, [batch, this.config.heads, this.config.headDim]), gate);
+    return this.#gated(y, gate);
   }
 
   override dispose(): void {

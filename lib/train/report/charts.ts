@@ -28,11 +28,15 @@ const height = 340;
 function draw(option: EChartsCoreOption, label: string): string {
   const chart = init(null, null, { renderer: 'svg', ssr: true, width, height });
   try {
-    chart.setOption({ animation: false, textStyle: { fontFamily: 'inherit' }, legend: { top: 0, textStyle: { color: text } }, grid: { left: 64, right: 24, top: 40, bottom: 48 }, ...option });
+    chart.setOption({
+      animation: false,
+      textStyle: { fontFamily: 'inherit' },
+      legend: { top: 0, itemGap: 28, textStyle: { color: text } },
+      grid: { left: 64, right: 24, top: 40, bottom: 48 },
+      ...option,
+    });
     const title = label.replaceAll(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
-    return chart
-      .renderToSVGString()
-      .replace(/^<svg width="\d+" height="\d+"/, `<svg role="img" aria-label="${title}" viewBox="0 0 ${width} ${height}"`);
+    return chart.renderToSVGString().replace(/^<svg width="\d+" height="\d+"/, `<svg role="img" aria-label="${title}"`);
   } finally {
     chart.dispose(); // else its animation timer keeps the process alive
   }
@@ -56,11 +60,26 @@ const axis = ({ name, log, format }: Axis, vertical: boolean) => ({
 export function lineChart(lines: readonly Line[], x: Axis, y: Axis, title: string): string {
   const shown = lines.filter(({ points }) => points.length > 0);
   const all = shown.flatMap(({ points }) => points);
-  const bound = (log: boolean | undefined, values: number[]) => (log && values.length > 0 ? { min: 2 ** Math.floor(Math.log2(Math.min(...values))), logBase: 2 } : {});
+  const bound = (log: boolean | undefined, values: number[]) =>
+    log && values.length > 0 ? { min: 2 ** Math.floor(Math.log2(Math.min(...values))), logBase: 2 } : {};
   return draw(
     {
-      xAxis: { ...axis(x, false), ...(x.log ? bound(true, all.map(([v]) => v)) : { min: 0 }) },
-      yAxis: { ...axis(y, true), ...bound(y.log, all.map(([, v]) => v)) },
+      xAxis: {
+        ...axis(x, false),
+        ...(x.log
+          ? bound(
+              true,
+              all.map(([v]) => v),
+            )
+          : { min: 0 }),
+      },
+      yAxis: {
+        ...axis(y, true),
+        ...bound(
+          y.log,
+          all.map(([, v]) => v),
+        ),
+      },
       series: shown.map((s) => ({
         type: 'line',
         name: s.name,
@@ -96,7 +115,12 @@ export function barChart(
           data: [...b.values],
           itemStyle: { color: b.color },
           barMaxWidth: 48,
-          label: { show: true, position: 'top', color: text, formatter: ({ value }: { value: number | null }) => (value === null ? '' : format(value)) },
+          label: {
+            show: true,
+            position: 'top',
+            color: text,
+            formatter: ({ value }: { value: number | null }) => (value === null ? '' : format(value)),
+          },
         })),
         {
           type: 'line',

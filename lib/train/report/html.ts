@@ -33,6 +33,9 @@ export function byteText(bytes: number): string {
 }
 export const tokenText = (tokens: number): string => (tokens >= 1024 && tokens % 1024 === 0 ? `${tokens / 1024}K` : String(tokens));
 
+const threeDigits = (value: number): string => String(Number(value.toPrecision(3)));
+const figure = (svg: string, caption: string): string => `<figure>${svg}<figcaption>${escapeHtml(caption)}</figcaption></figure>`;
+
 function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const cells = (tag: string, row: readonly string[]): string => `<tr>${row.map((c) => `<${tag}>${c}</${tag}>`).join('')}</tr>`;
   return `<div class="scroll"><table><thead>${cells('th', head)}</thead><tbody>${rows.map((r) => cells('td', r)).join('')}</tbody></table></div>`;
@@ -60,18 +63,23 @@ function accuracy(data: ReportData): string {
     r.yesNo === undefined ? '' : percent(r.yesNo),
     String(r.questions),
   ]);
-  return `<section><h2>Accuracy by stage</h2><p>Full names, exact, by greedy decoding, of the drawings of an artist that neither model was trained on.</p>
+  return `<section><h2>Accuracy by stage</h2>
+<p>Full names, exact, by greedy decoding, of the drawings of an artist that neither model was trained on.</p>
 ${chart}${table(['model', 'after', 'exact names', 'groups', 'yes/no', 'drawings'], rows)}</section>`;
 }
 
 function losses(data: ReportData): string {
   const titles = new Map<string, Line[]>();
   for (const { model, stage, points } of data.losses) {
-    const curve = { name: model === 'both' ? 'all mixers' : names[model], color: color(model), points: thin(points.filter(([, y]) => Number.isFinite(y) && y > 0)) };
+    const curve = {
+      name: model === 'both' ? 'all mixers' : names[model],
+      color: color(model),
+      points: thin(points.filter(([, y]) => Number.isFinite(y) && y > 0)),
+    };
     titles.set(stage, [...(titles.get(stage) ?? []), curve]);
   }
-  const charts = [...titles].map(
-    ([stage, lines]) => `<figure>${lineChart(lines, { name: 'update' }, { name: 'loss', log: true, format: (v) => String(Number(v.toPrecision(3))) }, `Loss of ${stage}`)}<figcaption>${escapeHtml(stage)}</figcaption></figure>`,
+  const charts = [...titles].map(([stage, lines]) =>
+    figure(lineChart(lines, { name: 'update' }, { name: 'loss', log: true, format: threeDigits }, `Loss of ${stage}`), stage),
   );
   return charts.length === 0 ? '' : `<section><h2>Loss curves</h2><div class="columns">${charts.join('')}</div></section>`;
 }
@@ -79,21 +87,28 @@ function losses(data: ReportData): string {
 function samples(data: ReportData): string {
   if (data.samples.length === 0) return '';
   const cards = data.samples.map(({ image, truth, answers }) => {
+    const name = escapeHtml(truth);
     const rows = (['teacher', 'linear', 'hybrid'] as const)
       .filter((model) => answers[model] !== undefined)
       .map((model) => {
         const right = answers[model] === truth;
         return `<dt style="color:${color(model)}">${model}</dt><dd>${right ? '✓' : '✗'} ${escapeHtml(answers[model]! || '(nothing)')}</dd>`;
       });
-    return `<article><img src="${image}" alt="${escapeHtml(truth)}" width="96" height="96"><h3>${escapeHtml(truth)}</h3><dl>${rows.join('')}</dl></article>`;
+    return `<article><img src="${image}" alt="${name}" width="96" height="96"><h3>${name}</h3><dl>${rows.join('')}</dl></article>`;
   });
-  return `<section><h2>What the models call them</h2><p>Drawings of the unseen artist, taken at regular intervals from the test set.</p><div class="cards">${cards.join('')}</div></section>`;
+  return `<section><h2>What the models call them</h2>
+<p>Drawings of the unseen artist, taken at regular intervals from the test set.</p><div class="cards">${cards.join('')}</div></section>`;
 }
 
 function context(data: ReportData): string {
   if (data.context.length === 0) return '';
   const lines = (pick: (p: ReportData['context'][number]['points'][number]) => number): Line[] =>
-    data.context.map(({ model, points }) => ({ name: names[model], color: color(model), marks: true, points: points.map((p) => [p.tokens, pick(p)] as const) }));
+    data.context.map(({ model, points }) => ({
+      name: names[model],
+      color: color(model),
+      marks: true,
+      points: points.map((p) => [p.tokens, pick(p)] as const),
+    }));
   const x = { name: 'tokens of context', log: true, format: tokenText };
   const lengths = [...new Set(data.context.flatMap(({ points }) => points.map(({ tokens }) => tokens)))].sort((a, b) => a - b);
   const rows = lengths.map((tokens) => [
@@ -103,32 +118,61 @@ function context(data: ReportData): string {
       return p ? [`${p.msPerToken.toFixed(2)} ms`, byteText(p.bytes)] : ['', ''];
     }),
   ]);
-  return `<section><h2>Long contexts</h2><p>Time of the next token, and memory of what is remembered of the context (the state of a mixer, the keys and values of attention), at batch 1.
+  const time = lineChart(
+    lines((p) => p.msPerToken),
+    x,
+    { name: 'ms per token', log: true, format: threeDigits },
+    'Time per token by length of the context',
+  );
+  const memory = lineChart(
+    lines((p) => p.bytes),
+    x,
+    { name: 'memory', log: true, format: byteText },
+    'Memory by length of the context',
+  );
+  return `<section><h2>Long contexts</h2><p>Time of the next token, and memory of what is remembered of the context
+(the state of a mixer, the keys and values of attention), at batch 1.
 The values of the context are random: neither depends on them.</p>
-<div class="columns"><figure>${lineChart(lines((p) => p.msPerToken), x, { name: 'ms per token', log: true, format: (v) => String(Number(v.toPrecision(3))) }, 'Time per token by length of the context')}<figcaption>time per token</figcaption></figure>
-<figure>${lineChart(lines((p) => p.bytes), x, { name: 'memory', log: true, format: byteText }, 'Memory by length of the context')}<figcaption>memory of the context</figcaption></figure></div>
+<div class="columns">${figure(time, 'time per token')}${figure(memory, 'memory of the context')}</div>
 ${table(['tokens', ...data.context.flatMap(({ model }) => [`${model}: time`, `${model}: memory`])], rows)}</section>`;
 }
 
 const style = `
-:root{color-scheme:light dark;--bg:#fbfbfd;--card:#fff;--text:#1d2330;--muted:#667085;--grid:#dde1e8;--teacher:#6b7280;--linear:#2563eb;--hybrid:#d97706}
-@media (prefers-color-scheme:dark){:root{--bg:#11141a;--card:#1a1f28;--text:#e6e9ef;--muted:#98a1b2;--grid:#323a48;--teacher:#a3adbd;--linear:#6ea8fe;--hybrid:#f5a742}}
-*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:2rem 1rem 4rem}h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:0 0 .5rem}
+:root{color-scheme:light dark;--bg:#fbfbfd;--card:#fff;--text:#1d2330;--muted:#667085;--grid:#dde1e8;
+--teacher:#6b7280;--linear:#2563eb;--hybrid:#d97706}
+@media (prefers-color-scheme:dark){:root{--bg:#11141a;--card:#1a1f28;--text:#e6e9ef;--muted:#98a1b2;--grid:#323a48;
+--teacher:#a3adbd;--linear:#6ea8fe;--hybrid:#f5a742}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--text);font:16px/1.5 system-ui,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:2rem 1rem 4rem}
+h1{font-size:1.6rem;margin:0 0 .25rem}
+h2{font-size:1.2rem;margin:0 0 .5rem}
 section{background:var(--card);border:1px solid var(--grid);border-radius:12px;padding:1.25rem;margin:1.25rem 0}
-p{margin:.25rem 0 1rem;color:var(--muted);max-width:70ch}svg{width:100%;height:auto;display:block;font-family:inherit}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1.25rem}figure{margin:0}figcaption{color:var(--muted);text-align:center;font-size:.9rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;margin-top:1rem;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--grid);white-space:nowrap}
-th{color:var(--muted);font-weight:600}small{color:var(--muted)}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:1rem}article{border:1px solid var(--grid);border-radius:8px;padding:.75rem;text-align:center}
-article img{background:#fff;border-radius:6px;image-rendering:auto}article h3{font-size:1rem;margin:.5rem 0}dl{display:grid;grid-template-columns:auto 1fr;gap:.1rem .6rem;margin:0;text-align:left;font-size:.9rem}dd{margin:0}
-.facts td:first-child{color:var(--muted)}.facts td{white-space:normal}`;
+p{margin:.25rem 0 1rem;color:var(--muted);max-width:70ch}
+svg{width:100%;height:auto;display:block;font-family:inherit}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1.25rem}
+figure{margin:0}
+figcaption{color:var(--muted);text-align:center;font-size:.9rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;margin-top:1rem;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--grid);white-space:nowrap}
+th{color:var(--muted);font-weight:600}
+small{color:var(--muted)}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:1rem}
+article{border:1px solid var(--grid);border-radius:8px;padding:.75rem;text-align:center}
+article img{background:#fff;border-radius:6px}
+article h3{font-size:1rem;margin:.5rem 0}
+dl{display:grid;grid-template-columns:auto 1fr;gap:.1rem .6rem;margin:0;text-align:left;font-size:.9rem}
+dd{margin:0}
+.facts td:first-child{color:var(--muted)}
+.facts td{white-space:normal}`;
 
 /** The report as one HTML document that needs nothing beside it: drawings as inline SVG, pictures as data URIs. */
 export function reportHtml(data: ReportData): string {
   const facts = data.facts.map(([name, value]) => `<tr><td>${escapeHtml(name)}</td><td>${escapeHtml(value)}</td></tr>`).join('');
   return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>${escapeHtml(data.title)}</title><style>${style}</style></head>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>${escapeHtml(data.title)}</title><style>${style}</style></head>
 <body><main><h1>${escapeHtml(data.title)}</h1><p>${escapeHtml(data.date)}</p>
 ${accuracy(data)}
 ${samples(data)}

@@ -1,0 +1,96 @@
+import { execFile } from 'node:child_process';
+import { mkdtempSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+
+const main = fileURLToPath(new URL('../../lib/cli/main.js', import.meta.url));
+const folder = mkdtempSync(join(tmpdir(), 'mmmamba-cli-'));
+
+interface Ended {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+function mmmamba(args: string[], env: NodeJS.ProcessEnv = {}): Promise<Ended> {
+  return new Promise((resolve) => {
+    execFile(process.execPath, [main, ...args], { env: { ...process.env, ...env } }, (error, stdout, stderr) =>
+      resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
+    );
+  });
+}
+
+const commands = ['demo', 'train-teacher', 'distill', 'eval', 'generate', 'bench', 'doctor'];
+
+test('every command has --help, --device and --seed', async (t) => {
+  const root = await mmmamba(['--help']);
+  t.is(root.code, 0);
+  t.regex(root.stdout, /Exit codes: 0 success, 1 failure, 2 wrong usage or settings, 130 stopped/);
+  for (const command of commands) {
+    t.true(root.stdout.includes(command));
+    const { code, stdout } = await mmmamba([command, '--help']);
+    t.is(code, 0, command);
+    t.regex(stdout, /--device <name>/);
+    t.regex(stdout, /--seed <n>/);
+  }
+});
+
+test('wrong usage ends with 2 and one clear line', async (t) => {
+  const cases: [string[], RegExp][] = [
+    [[], /Usage: mmmamba/],
+    [['nonsense'], /unknown command 'nonsense'/],
+    [['distill', '--out', 'x'], /required option '--teacher <folder>'/],
+    [['train-teacher', '--out', 'x', '--steps', 'many'], /expected an integer of at least 1/],
+    [['demo', '--device', 'tpu'], /expected 'cpu', 'cuda', 'cuda:<n>' or 'auto'/],
+    [['distill', '--out', 'x', '--teacher', 'y', '--student', 'half'], /'linear', 'hybrid' or layer numbers/],
+    [['distill', '--out', 'x', '--teacher', 'y', '--preset', 'papre'], /Allowed choices are paper, reference, emoji/],
+    [['generate', '--model', 'x', '--prompt', 'y', '--top-p', '2'], /expected a number from 0 to 1/],
+  ];
+  for (const [args, message] of cases) {
+    const { code, stderr } = await mmmamba(args);
+    t.is(code, 2, args.join(' '));
+    t.regex(stderr, message);
+  }
+});
+
+test('wrong settings end with 2 and name file, line and key', async (t) => {
+  const config = join(folder, 'run.yaml');
+  writeFileSync(config, 'seed: 1\nstagse: {}\n');
+  const { code, stderr } = await mmmamba(['distill', '--config', config, '--teacher', folder, '--out', join(folder, 'out')]);
+  t.is(code, 2);
+  t.is(stderr, `mmmamba: ${config}:2:1: stagse: unknown key; did you mean "stages"?\n`);
+});
+
+test('what cannot be done ends with 1 and one line', async (t) => {
+  const cases: [string[], RegExp][] = [
+    [['eval', '--model', join(folder, 'none')], /^mmmamba: cannot read .*config\.json: ENOENT[^\n]*\n$/],
+    [['demo', '--teacher', folder], /^mmmamba: there is no teacher in [^\n]*\n$/],
+    [['generate', '--model', folder, '--prompt', 'x'], /^mmmamba: .* holds no tokenizer[^\n]*\n$/],
+    [['train-teacher', '--config', join(folder, 'none.yaml'), '--out', join(folder, 'out')], /^mmmamba: cannot read .*none\.yaml[^\n]*\n$/],
+    [['train-teacher', '--out', folder], /^mmmamba: .* is not empty: give --resume[^\n]*\n$/],
+  ];
+  writeFileSync(join(folder, 'something'), '');
+  for (const [args, message] of cases) {
+    const { code, stderr } = await mmmamba(args);
+    t.is(code, 1, args.join(' '));
+    t.regex(stderr, message);
+  }
+});
+
+test('the doctor looks at machine, addon, oneDNN, pictures and cache', async (t) => {
+  const { code, stdout } = await mmmamba(['doctor', '--json'], { XDG_CACHE_HOME: join(folder, 'cache') });
+  t.is(code, 0);
+  const checks = JSON.parse(stdout) as { name: string; status: string; remedy?: string }[];
+  t.deepEqual(
+    checks.map(({ name }) => name),
+    ['platform', 'node', 'cpu', 'memory', 'addon', 'cpu', 'oneDNN', 'cuda', 'sharp', 'emoji drawings', 'cache'],
+  );
+  writeFileSync(join(folder, 'a-file'), '');
+  const broken = await mmmamba(['doctor'], { MMMAMBA_NATIVE_PATH: join(folder, 'none.node'), XDG_CACHE_HOME: join(folder, 'a-file') });
+  t.is(broken.code, 1);
+  t.regex(broken.stdout, /FAIL {2}addon .*MMMAMBA_NATIVE_PATH=/);
+  t.regex(broken.stdout, /warn {2}cache [^]*→ set XDG_CACHE_HOME/);
+  const slow = await mmmamba(['doctor'], { MMMAMBA_ONEDNN: '0' });
+  t.regex(slow.stdout, /warn {2}oneDNN .*switched off by MMMAMBA_ONEDNN=0\n.*→ matrix products run on the slower/);
+});

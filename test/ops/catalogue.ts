@@ -1,0 +1,39 @@
+import { readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { opSchemas } from '../../lib/tensor/run.js';
+import type { OpCase, Reference } from './case.js';
+
+export interface Catalogue {
+  cases: OpCase[];
+  /** by op name */
+  references: Map<string, Reference>;
+}
+
+async function modules(folder: string): Promise<Record<string, unknown>[]> {
+  const files = readdirSync(join(import.meta.dirname, folder)).filter((f) => f.endsWith('.js'));
+  return Promise.all(files.sort().map((f) => import(`./${folder}/${f}`) as Promise<Record<string, unknown>>));
+}
+
+/** Every case and reference of test/ops, found by their files. */
+export async function loadCatalogue(): Promise<Catalogue> {
+  const cases = (await modules('cases')).flatMap((m) => (m['cases'] ?? []) as OpCase[]);
+  const names = new Set(opSchemas().map((s) => s.name));
+  const references = new Map<string, Reference>();
+  for (const m of await modules('reference'))
+    for (const [name, value] of Object.entries(m)) if (names.has(name) && typeof value === 'function') references.set(name, value as Reference);
+  return { cases, references };
+}
+
+/** Names of the ops that compute gradients of others. */
+export function backwardOps(): Set<string> {
+  return new Set(opSchemas().map((s) => s.name).filter((name) => name.endsWith('Backward')));
+}
+
+/** Small cases of every op, a few each: what child processes run. */
+export function compactCases(cases: readonly OpCase[]): OpCase[] {
+  const numel = (c: OpCase): number =>
+    Object.values(c.inputs).flat().reduce((sum, d) => sum + d.shape.reduce((a, b) => a * b, 1), 0);
+  const byOp = new Map<string, OpCase[]>();
+  for (const c of cases) byOp.set(c.op, [...(byOp.get(c.op) ?? []), c]);
+  return [...byOp.values()].flatMap((list) => list.sort((a, b) => numel(a) - numel(b)).filter((c, i) => i < 4 || numel(c) < 2000).slice(0, 8));
+}

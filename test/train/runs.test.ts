@@ -1,0 +1,178 @@
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { loadModel } from '../../lib/models/load.js';
+import { memoryStats } from '../../lib/tensor/memory.js';
+import { distill } from '../../lib/train/distill.js';
+import { silentProgress } from '../../lib/train/progress.js';
+import { readTrainingState } from '../../lib/train/checkpoint.js';
+import { trainTeacher } from '../../lib/train/teacher.js';
+import { temporaryFolder } from './data-fixture.js';
+import { loadTiny, tinyDistill, tinyTask, tinyTeacher } from './tiny.js';
+
+const scratch = temporaryFolder();
+let folders = 0;
+/** A folder that is not there yet. */
+const newFolder = (): string => join(scratch, `run-${folders++}`);
+
+interface Ended {
+  code: number | null;
+  signal: string | null;
+  stderr: string;
+}
+
+/** @param blocks limit on the size of files, in 1 KiB blocks: a disk that is full after that */
+function child(args: string[], blocks?: number): Promise<Ended> {
+  const script = fileURLToPath(new URL('./_run_child.js', import.meta.url));
+  const [command, list] =
+    blocks === undefined
+      ? [process.execPath, [script, ...args]]
+      : ['bash', ['-c', `ulimit -f ${blocks}; exec "$0" "$@"`, process.execPath, script, ...args]];
+  return new Promise((resolve, reject) => {
+    const started = spawn(command, list, { stdio: ['ignore', 'ignore', 'pipe'] });
+    let stderr = '';
+    started.stderr.on('data', (text: Buffer) => (stderr += text.toString()));
+    started.on('error', reject);
+    started.on('exit', (code, signal) => resolve({ code, signal, stderr }));
+  });
+}
+
+/** A configuration that was read and written again has its keys in another order. */
+function sorted(value: unknown): unknown {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .sort(([a], [b]) => (a < b ? -1 : 1))
+      .map(([key, inner]) => [key, sorted(inner)]),
+  );
+}
+
+/** All that a run leaves, times taken out. */
+function left(out: string): Record<string, string> {
+  const files: Record<string, string> = {};
+  for (const name of readdirSync(out, { recursive: true }) as string[]) {
+    const path = join(out, name);
+    if (!statSync(path).isFile()) continue;
+    const text = readFileSync(path, 'latin1');
+    files[name] = name.endsWith('.jsonl')
+      ? text.replaceAll(/,"tokensPerSecond":[^,]+,"ms":[^}]+/g, '')
+      : name.endsWith('training.json')
+        ? text.replace(/"metricsBytes": \d+/, '')
+        : name.endsWith('config.json')
+          ? JSON.stringify(sorted(JSON.parse(text)))
+          : text;
+  }
+  return files;
+}
+
+/** Names of what differs, rather than megabytes of it. */
+function differences(a: Record<string, string>, b: Record<string, string>): string[] {
+  return [...new Set([...Object.keys(a), ...Object.keys(b)])].filter((name) => a[name] !== b[name]);
+}
+
+let teacher = '';
+let whole = '';
+
+test.before(async (t) => {
+  t.timeout(300_000);
+  await loadTiny(); // draws the emoji before several processes want to
+  teacher = newFolder();
+  whole = newFolder();
+  const ended = await child(['teacher', teacher, '-']);
+  if (ended.code !== 0) throw new Error(ended.stderr);
+});
+
+test.serial('a teacher that is killed and resumed equals one that was not, bit for bit', async (t) => {
+  t.timeout(300_000);
+  const out = newFolder();
+  // Killed before the first checkpoint, then between two, then stopped by Ctrl-C between two.
+  t.is((await child(['teacher', out, '-', '--kill', '1'])).signal, 'SIGKILL');
+  t.is((await child(['teacher', out, '-', '--resume', '--kill', '5'])).signal, 'SIGKILL');
+  const state = await readTrainingState(join(out, 'last'));
+  t.is(state?.step, 4);
+  const stopped = await child(['teacher', out, '-', '--resume', '--interrupt', '1']);
+  t.is(stopped.code, 130, stopped.stderr);
+  t.regex(stopped.stderr, /stopped after update \d of 7/);
+  const done = await child(['teacher', out, '-', '--resume']);
+  t.is(done.code, 0, done.stderr);
+  t.deepEqual(differences(left(out), left(teacher)), []);
+});
+
+test.serial('a distillation that is killed in every stage equals one that was not', async (t) => {
+  t.timeout(300_000);
+  const folder = join(teacher, 'model');
+  const plain = await child(['distill', whole, folder]);
+  t.is(plain.code, 0, plain.stderr);
+  const out = newFolder();
+  t.is((await child(['distill', out, folder, '--kill', '3'])).signal, 'SIGKILL');
+  t.is((await child(['distill', out, folder, '--resume', '--kill', '4'])).signal, 'SIGKILL');
+  t.is((await child(['distill', out, folder, '--resume', '--kill', '3'])).signal, 'SIGKILL');
+  const done = await child(['distill', out, folder, '--resume']);
+  t.is(done.code, 0, done.stderr);
+  t.deepEqual(differences(left(out), left(whole)), []);
+});
+
+test.serial('Ctrl-C leaves a valid checkpoint and the exit code 130', async (t) => {
+  t.timeout(120_000);
+  const out = newFolder();
+  const ended = await child(['distill', out, join(teacher, 'model'), '--interrupt', '1']);
+  t.is(ended.code, 130);
+  t.regex(ended.stderr, /stopping after the step at hand/);
+  const state = await readTrainingState(join(out, 'last'));
+  t.is(state?.stage, 'stage 1');
+  t.true(state!.step >= 1);
+  const model = await loadModel(join(out, 'last'));
+  t.is(model.blocks.length, 3);
+  model.dispose();
+});
+
+test.serial('a full disk during a checkpoint leaves the one before, and the run can go on', async (t) => {
+  t.timeout(300_000);
+  const out = newFolder();
+  t.is((await child(['teacher', out, '-', '--kill', '3'])).signal, 'SIGKILL');
+  const before = left(join(out, 'last'));
+  const full = await child(['teacher', out, '-', '--resume'], 64);
+  t.is(full.code, 1, full.stderr);
+  t.regex(full.stderr, /cannot write the folder .*EFBIG/);
+  t.deepEqual(differences(left(join(out, 'last')), before), []);
+  t.deepEqual(
+    readdirSync(out).filter((name) => name.startsWith('.')),
+    [],
+  );
+  const done = await child(['teacher', out, '-', '--resume']);
+  t.is(done.code, 0, done.stderr);
+  t.deepEqual(differences(left(out), left(teacher)), []);
+});
+
+test.serial('no tensor is left behind; folders of a run are not mixed up', async (t) => {
+  t.timeout(120_000);
+  const { tensors } = memoryStats();
+  const out = newFolder();
+  const run = { out, device: 'cpu', progress: silentProgress };
+  await trainTeacher(tinyTeacher({ steps: 2 }), run, tinyTask);
+  t.is(memoryStats().tensors, tensors);
+  await t.throwsAsync(trainTeacher(tinyTeacher({ steps: 2 }), run, tinyTask), { code: 'ERR_ARGUMENT', message: /not empty: give --resume/ });
+  await t.throwsAsync(trainTeacher(tinyTeacher({ steps: 3 }), { ...run, resume: true }, tinyTask), {
+    code: 'ERR_CONFIG',
+    message: /optim\.steps was 2 and is now 3/,
+  });
+  await t.throwsAsync(distill(tinyDistill(), join(out, 'model'), { ...run, resume: true }, tinyTask), {
+    code: 'ERR_ARGUMENT',
+    message: /of kind teacher, not distill/,
+  });
+  const student = newFolder();
+  await distill(tinyDistill({ steps: 1 }, { run: [1, 3], student: 'hybrid' }), join(out, 'model'), { ...run, out: student }, tinyTask);
+  t.is(memoryStats().tensors, tensors);
+  t.deepEqual(readdirSync(student).sort(), ['best', 'last', 'metrics.jsonl', 'model', 'stage1', 'stage3']);
+  await t.throwsAsync(distill(tinyDistill(), join(student, 'model'), { ...run, out: newFolder() }, tinyTask), { message: /is a student itself/ });
+  await t.throwsAsync(distill(tinyDistill({}, { student: [7] }), join(out, 'model'), { ...run, out: newFolder() }, tinyTask), {
+    message: /layer 7 does not exist/,
+  });
+  t.is(memoryStats().tensors, tensors);
+  const ended = await child(['distill', newFolder(), '/nowhere']);
+  t.is(ended.code, 1);
+  t.regex(ended.stderr, /cannot read \/nowhere\/config\.json/);
+  t.true(existsSync(join(out, 'model', 'training-log.jsonl')));
+});
