@@ -1,8 +1,6 @@
-import { readFile } from 'node:fs/promises';
 import { decodeImage } from '../io/images/decode.js';
 import { preprocessImage } from '../io/images/preprocess.js';
 import type { RgbImage } from '../io/images/resize.js';
-import { fileError } from '../io/fail.js';
 import { encodeChat, stopIds } from '../io/tokenizer/chat.js';
 import type { Tokenizer } from '../io/tokenizer/tokenizer.js';
 import type { ModelConfig } from '../models/config.js';
@@ -39,17 +37,11 @@ async function emojiPrompt(config: ModelConfig, tokenizer: Tokenizer, text: stri
 
 /** The picture in the middle of a white square, as the emoji task's drawings are; transparent parts become white, too. */
 async function onWhite(path: string): Promise<RgbImage> {
-  let bytes: Buffer;
-  try {
-    bytes = await readFile(path);
-  } catch (cause) {
-    throw fileError('read', path, cause);
-  }
-  const { width, height } = await decodeImage(bytes); // refuses what is no picture
+  const { width, height } = await decodeImage(path); // refuses what is no picture
   const { default: sharp } = await import('sharp');
   const side = Math.max(width, height);
   const white = { r: 255, g: 255, b: 255, alpha: 1 };
-  const { data, info } = await sharp(bytes)
+  const { data, info } = await sharp(path)
     .resize(side, side, { fit: 'contain', background: white })
     .flatten({ background: white })
     .toColourspace('srgb')
