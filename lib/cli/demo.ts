@@ -17,7 +17,7 @@ interface Options extends CommonOptions {
 }
 
 /** Fits 15 minutes on two cores without AMX; see the README for what longer runs reach. */
-const defaultSteps = 250;
+const defaultSteps = 800;
 const defaultBatch = 64;
 
 /** This file runs as dist/lib/cli/demo.js. */

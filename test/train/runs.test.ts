@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
+import sharp from 'sharp';
 import { loadModel } from '../../lib/models/load.js';
 import { memoryStats } from '../../lib/tensor/memory.js';
 import { distill } from '../../lib/train/distill.js';
@@ -20,22 +21,24 @@ const newFolder = (): string => join(scratch, `run-${folders++}`);
 interface Ended {
   code: number | null;
   signal: string | null;
+  stdout: string;
   stderr: string;
 }
 
-/** @param blocks limit on the size of files, in 1 KiB blocks: a disk that is full after that */
-function child(args: string[], blocks?: number): Promise<Ended> {
-  const script = fileURLToPath(new URL('./_run_child.js', import.meta.url));
+/** Runs a script with arguments. @param blocks limit on the size of files, in 1 KiB blocks: a disk that is full after that */
+function child(args: string[], blocks?: number, script = fileURLToPath(new URL('./_run_child.js', import.meta.url))): Promise<Ended> {
   const [command, list] =
     blocks === undefined
       ? [process.execPath, [script, ...args]]
       : ['bash', ['-c', `ulimit -f ${blocks}; exec "$0" "$@"`, process.execPath, script, ...args]];
   return new Promise((resolve, reject) => {
-    const started = spawn(command, list, { stdio: ['ignore', 'ignore', 'pipe'] });
+    const started = spawn(command, list, { stdio: ['ignore', 'pipe', 'pipe'] });
+    let stdout = '';
     let stderr = '';
+    started.stdout.on('data', (text: Buffer) => (stdout += text.toString()));
     started.stderr.on('data', (text: Buffer) => (stderr += text.toString()));
     started.on('error', reject);
-    started.on('exit', (code, signal) => resolve({ code, signal, stderr }));
+    started.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }));
   });
 }
 
@@ -175,4 +178,27 @@ test.serial('no tensor is left behind; folders of a run are not mixed up', async
   t.is(ended.code, 1);
   t.regex(ended.stderr, /cannot read \/nowhere\/config\.json/);
   t.true(existsSync(join(out, 'model', 'training-log.jsonl')));
+});
+
+test.serial('a trained model answers about a picture file', async (t) => {
+  t.timeout(60_000);
+  const picture = join(scratch, 'picture.png');
+  await sharp({ create: { width: 50, height: 30, channels: 4, background: { r: 200, g: 30, b: 30, alpha: 0.5 } } })
+    .png()
+    .toFile(picture);
+  const main = fileURLToPath(new URL('../../lib/cli/main.js', import.meta.url));
+  const model = join(teacher, 'model');
+  const ask = (prompt: string, image: string): Promise<Ended> =>
+    child(['generate', '--model', model, '--image', image, '--prompt', prompt, '--max-tokens', '4', '--json'], undefined, main);
+  const answered = await ask('what is this ?', picture);
+  t.is(answered.code, 0, answered.stderr);
+  const { text, ids, promptTokens } = JSON.parse(answered.stdout) as { text: string; ids: number[]; promptTokens: number };
+  t.is(promptTokens, 1 + 1 + 4 + 1 + 4);
+  t.true(ids.length <= 4 && (ids.length === 0 || text !== ''));
+  const unknown = await ask('what is zebra ?', picture);
+  t.is(unknown.code, 1);
+  t.regex(unknown.stderr, /vocabulary lacks zebra/);
+  const broken = await ask('what is this ?', join(model, 'config.json'));
+  t.is(broken.code, 1);
+  t.regex(broken.stderr, /config\.json cannot be decoded/);
 });
