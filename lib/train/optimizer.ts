@@ -49,7 +49,8 @@ export class AdamW implements Disposable {
     this.#slots = untracked(() =>
       parameters.map((parameter) => {
         const { name, master } = parameter;
-        if (master.dtype !== 'f32') throw new MmError('ERR_DTYPE', `parameter ${name} has a ${master.dtype} master; AdamW updates f32: make it trainable first`);
+        if (master.dtype !== 'f32')
+          throw new MmError('ERR_DTYPE', `parameter ${name} has a ${master.dtype} master; AdamW updates f32: make it trainable first`);
         const zeros = (): Tensor => Tensor.zeros(master.shape, { device: master.device });
         return { parameter, expAvg: zeros(), expAvgSq: zeros(), weightDecay: decays(name) ? weightDecay : 0 };
       }),
@@ -132,7 +133,8 @@ export class AdamW implements Disposable {
   load(state: ReadonlyMap<string, Tensor>, updates: number): void {
     const known = new Map(this.#slots.flatMap(({ parameter: { name }, expAvg, expAvgSq }) => [[average(name), expAvg], [averageSq(name), expAvgSq]]));
     for (const name of known.keys()) if (!state.has(name)) throw new MmError('ERR_ARGUMENT', `the optimizer state lacks ${name}`);
-    for (const name of state.keys()) if (!known.has(name)) throw new MmError('ERR_ARGUMENT', `the optimizer state has ${name}, which no optimised parameter has`);
+    for (const name of state.keys())
+      if (!known.has(name)) throw new MmError('ERR_ARGUMENT', `the optimizer state has ${name}, which no optimised parameter has`);
     using temporary = new Scope();
     temporary.run(() => noGrad(() => known.forEach((dst, name) => copyInto({ dst, src: state.get(name)! }))));
     this.#updates = updates;

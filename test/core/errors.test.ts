@@ -99,8 +99,8 @@ test.serial('unknown and absent devices', async (t) => {
 });
 
 test("'auto' without CUDA runs on the CPU and says so once", async (t) => {
-  const ended = await runScript(`
-    for (let i = 0; i < 3; i++) console.log(mm.Tensor.zeros([1], { device: 'auto' }).device);`, { env: { MMMAMBA_CUDA_PATH: '/nonexistent/libmmmamba_cuda.so' } });
+  const script = "for (let i = 0; i < 3; i++) console.log(mm.Tensor.zeros([1], { device: 'auto' }).device);";
+  const ended = await runScript(script, { env: { MMMAMBA_CUDA_PATH: '/nonexistent/libmmmamba_cuda.so' } });
   t.is(ended.code, 0, ended.stderr);
   t.is(ended.stdout, 'cpu\ncpu\ncpu\n');
   t.is(ended.stderr.match(/running on the CPU/g)?.length, 1);

@@ -45,7 +45,8 @@ test('lib imports in one direction', (t) => {
       const target = relative(packageRoot, join(packageRoot, path, '..', name));
       if (!target.startsWith('lib/')) wrong.push(`${path} imports ${target}`);
       else if (folderOf(target) !== folder && !allowed.includes(folderOf(target))) wrong.push(`${path} imports ${target}, which points back`);
-      if (folder === 'io' && folderOf(target) === 'native' && !target.endsWith('native/errors.js')) wrong.push(`${path} imports ${target}; io may import native/errors only`);
+      const beyondErrors = folder === 'io' && folderOf(target) === 'native' && !target.endsWith('native/errors.js');
+      if (beyondErrors) wrong.push(`${path} imports ${target}; io may import native/errors only`);
     }
   }
   t.deepEqual(wrong, []);
@@ -87,7 +88,8 @@ test('csrc includes in one direction', (t) => {
       const target = name!.split('/')[0]!;
       if (style === '"' && target !== folder && !allowed.includes(target)) wrong.push(`${path} includes ${name!}, which points back`);
       if (style === '<' && /^(napi|node_api)/.test(name!) && folder !== 'napi') wrong.push(`${path} includes ${name!}; Node-API is csrc/napi's`);
-      if (style === '<' && /^(cuda|cublas|cooperative_groups|mma\.h)/.test(name!) && folder !== 'cuda') wrong.push(`${path} includes ${name!}; CUDA is csrc/cuda's`);
+      if (style === '<' && /^(cuda|cublas|cooperative_groups|mma\.h)/.test(name!) && folder !== 'cuda')
+        wrong.push(`${path} includes ${name!}; CUDA is csrc/cuda's`);
     }
   }
   t.deepEqual(wrong, []);

@@ -12,7 +12,10 @@ const garbage = join(folder, 'garbage.node');
 writeFileSync(garbage, 'this is no shared library');
 
 /** Loads the library in a child process and prints the error of its first use, or what `use` gives. */
-async function attempt(env: Record<string, string>, use = 'mm.memoryStats().tensors'): Promise<{ code?: string; message?: string; name?: string; value?: unknown }> {
+async function attempt(
+  env: Record<string, string>,
+  use = 'mm.memoryStats().tensors',
+): Promise<{ code?: string; message?: string; name?: string; value?: unknown }> {
   const ended = await runScript(
     `const mm = await load();
      let out;
@@ -52,7 +55,8 @@ test('MMMAMBA_CUDA_PATH is absolute', async (t) => {
   t.regex(e.message!, /MMMAMBA_CUDA_PATH must be an absolute path/);
 });
 
-const cuda = async (path: string): Promise<BackendInfo> => (await attempt({ MMMAMBA_CUDA_PATH: path }, "mm.backends().find((b) => b.name === 'cuda')")).value as BackendInfo;
+const cuda = async (path: string): Promise<BackendInfo> =>
+  (await attempt({ MMMAMBA_CUDA_PATH: path }, "mm.backends().find((b) => b.name === 'cuda')")).value as BackendInfo;
 
 test('a CUDA library that is missing, corrupt or not one of ours is a reason, not a crash', async (t) => {
   const missing = await cuda(join(folder, 'missing.so'));

@@ -9,7 +9,8 @@ import { balanced, runScript } from './support.js';
 const library = pathToFileURL(join(packageRoot, 'dist', 'lib', 'index.js')).href;
 
 function worker(body: string): Worker {
-  return new Worker(`import * as mm from '${library}'; import { parentPort } from 'node:worker_threads';\n${body}`, { eval: true, execArgv: ['--input-type=module'] });
+  const text = `import * as mm from '${library}'; import { parentPort } from 'node:worker_threads';\n${body}`;
+  return new Worker(text, { eval: true, execArgv: ['--input-type=module'] });
 }
 const message = (w: Worker): Promise<unknown> =>
   new Promise((resolve, reject) => {

@@ -12,15 +12,20 @@ const index = await readIndex(root);
 
 for (const dtype of ['f32', 'bf16'] as const)
   for (const entry of index.cases)
-    test.serial(`${entry.op}: ${entry.file}: ${dtype}`, async (t) => t.deepEqual((await runCase(entry, index, { root, device: 'cpu', dtype })).problems, []));
+    test.serial(`${entry.op}: ${entry.file}: ${dtype}`, async (t) => {
+      t.deepEqual((await runCase(entry, index, { root, device: 'cpu', dtype })).problems, []);
+    });
 
 test('what a folder asks for and this runner does not know has failed', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'mmmamba-golden-'));
   t.teardown(() => rmSync(folder, { recursive: true }));
-  writeFileSync(join(folder, 'index.json'), JSON.stringify({ cases: [{ name: 'x', op: 'no_such_op', file: 'x.json' }, { name: 'y', op: 'gelu', file: 'y.safetensors' }] }));
+  const cases = [{ name: 'x', op: 'no_such_op', file: 'x.json' }, { name: 'y', op: 'gelu', file: 'y.safetensors' }];
+  writeFileSync(join(folder, 'index.json'), JSON.stringify({ cases }));
   const main = join(packageRoot, 'dist', 'test', 'golden', 'main.js');
   const run = (...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> =>
-    new Promise((resolve) => execFile(process.execPath, [main, ...args], (error, stdout, stderr) => resolve({ code: Number(error?.code ?? 0), stdout, stderr })));
+    new Promise((resolve) => {
+      execFile(process.execPath, [main, ...args], (error, stdout, stderr) => resolve({ code: Number(error?.code ?? 0), stdout, stderr }));
+    });
   const failed = await run(folder);
   t.is(failed.code, 1);
   const lines = failed.stdout.trimEnd().split('\n');

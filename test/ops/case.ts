@@ -26,10 +26,12 @@ export interface OpCase {
   noGrad?: string[];
 }
 
-export const normal = (shape: number[], scale = 1, shift = 0, extra: Partial<Draw> = {}): Draw => ({ kind: 'normal', shape, scale, shift, ...extra });
+export const normal = (shape: number[], scale = 1, shift = 0, extra: Partial<Draw> = {}): Draw =>
+  ({ kind: 'normal', shape, scale, shift, ...extra });
 export const uniform = (shape: number[], low: number, high: number, extra: Partial<Draw> = {}): Draw => ({ kind: 'uniform', shape, low, high, ...extra });
 export const ints = (shape: number[], low: number, high: number): Draw => ({ kind: 'ints', shape, low, high, dtype: 'i32' });
-export const values = (shape: number[], list: number[], dtype: 'f32' | 'i32' | 'u8' = 'i32'): Draw => ({ kind: 'values', shape, values: list, dtype });
+export const values = (shape: number[], list: number[], dtype: 'f32' | 'i32' | 'u8' = 'i32'): Draw =>
+  ({ kind: 'values', shape, values: list, dtype });
 
 /** A dense float64 array: what references take and return. */
 export interface NdArray {

@@ -38,8 +38,9 @@ export function compare(actual: ArrayLike<number>, expected: ArrayLike<number>, 
     }
   }
   const maxrel = difference / (scale || 1);
-  const text = worst < 0 ? 'equal' : `maxrel ${maxrel.toExponential(2)} at ${place(worst, shape)}: ${actual[worst]!} where ${expected[worst]!} was expected (max ${scale.toExponential(2)})`;
-  return { maxrel, text };
+  if (worst < 0) return { maxrel, text: 'equal' };
+  const where = `${actual[worst]!} where ${expected[worst]!} was expected (max ${scale.toExponential(2)})`;
+  return { maxrel, text: `maxrel ${maxrel.toExponential(2)} at ${place(worst, shape)}: ${where}` };
 }
 
 /** |a - g|_2 / |g|_2. */

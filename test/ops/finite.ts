@@ -7,7 +7,9 @@ const step = 1e-4; // of the operand's size: the truncation error is step^2, the
 const singles = 2;
 
 /** Central differences of loss = sum(output * upstream) over the float64 reference, along a direction of one operand. */
-function derivative(reference: Reference, drawn: DrawnInputs, c: OpCase, upstream: Upstream, name: string, direction: Float64Array, h: number): number {
+function derivative(
+  reference: Reference, drawn: DrawnInputs, c: OpCase, upstream: Upstream, name: string, direction: Float64Array, h: number,
+): number {
   const loss = (sign: number): number => {
     const inputs = referenceInputs(drawn);
     const x = operand(inputs, name).data;
@@ -57,7 +59,8 @@ export function compareFinite(c: OpCase, reference: Reference, drawn: DrawnInput
       }
       const scale = Math.max(most, Math.abs(expected) / Math.sqrt(length)) * Math.sqrt(length) || 1;
       const error = Math.abs(actual - expected) / scale;
-      if (!(error <= limit)) problems.push(`${name} ${what}: ${actual} where finite differences give ${expected} (error ${error.toExponential(2)}, limit ${limit.toExponential(1)})`);
+      const figures = `error ${error.toExponential(2)}, limit ${limit.toExponential(1)}`;
+      if (!(error <= limit)) problems.push(`${name} ${what}: ${actual} where finite differences give ${expected} (${figures})`);
     };
     check(Float64Array.from(x, () => random.normal()), 'along a random direction');
     for (let n = 0; n < Math.min(singles, x.length); n++) {

@@ -69,8 +69,8 @@ property(
   30,
   fc
     .record({
-      batch: size(1, 2), Lq: length, Lk: length, heads: size(1, 3), perHead: size(1, 3), D: fc.constantFrom(1, 8, 24, 32, 64, 80), causal: fc.boolean(),
-      left: fc.constantFrom(-1, -1, 0, 5, 30), right: fc.constantFrom(-1, -1, 0, 7), packed: fractions,
+      batch: size(1, 2), Lq: length, Lk: length, heads: size(1, 3), perHead: size(1, 3), D: fc.constantFrom(1, 8, 24, 32, 64, 80),
+      causal: fc.boolean(), left: fc.constantFrom(-1, -1, 0, 5, 30), right: fc.constantFrom(-1, -1, 0, 7), packed: fractions,
     })
     .map(({ batch, Lq, Lk, heads, perHead, D, causal, left, right, packed }) => {
       const B = packed ? 1 : batch;

@@ -2,10 +2,13 @@ import test from 'ava';
 import { trainableByPreset, trainableIn } from '../../lib/train/trainable.js';
 
 const layer = 'language_model.model.layers.3.attention';
-const introduced = ['dt_bias', 'A_log_bias', 'D', 'conv1d.weight', 'conv1d.bias', 'in_proj.weight', 'g_norm.weight', 'g_proj.weight', 'q_norm.weight', 'k_norm.bias'];
+const introduced = [
+  'dt_bias', 'A_log_bias', 'D', 'conv1d.weight', 'conv1d.bias', 'in_proj.weight', 'g_norm.weight', 'g_proj.weight', 'q_norm.weight', 'k_norm.bias',
+];
 const inherited = ['q_proj.weight', 'k_proj.weight', 'v_proj.weight'];
 const others = [
-  `${layer}.wqkv.weight`, `${layer}.wo.weight`, 'language_model.model.layers.3.attention_norm.weight', 'language_model.model.layers.3.ffn_norm.weight',
+  `${layer}.wqkv.weight`, `${layer}.wo.weight`, 'language_model.model.layers.3.attention_norm.weight',
+  'language_model.model.layers.3.ffn_norm.weight',
   'language_model.model.layers.3.feed_forward.w1.weight', 'embedding_model.pixel_shuffle_proj.0.weight', 'embedding_model.llm_text_embeddings.weight',
   'embedding_model.vision_embeddings.patch_embedding.bias', 'language_model.output.weight', 'language_model.model.norm.weight',
 ];
@@ -26,5 +29,6 @@ test('stage 3 trains the mixer but W_O; the reference leaves out dt_bias and A_l
 });
 
 test('nothing outside the mixers trains in any stage', (t) => {
-  for (const stage of [1, 2, 3] as const) for (const preset of ['paper', 'reference', 'emoji'] as const) t.deepEqual(others.filter(trainableByPreset(stage, preset)), []);
+  for (const stage of [1, 2, 3] as const)
+    for (const preset of ['paper', 'reference', 'emoji'] as const) t.deepEqual(others.filter(trainableByPreset(stage, preset)), []);
 });

@@ -75,7 +75,9 @@ function flashForward(g: Golden, model: VisionLanguageModel, inputs: ModelInputs
 }
 
 /** distillLogits with that forward pass. */
-function flashDistill(g: Golden, teacher: VisionLanguageModel, student: VisionLanguageModel, inputs: ModelInputs, temperature: number): LogitDistillResult {
+function flashDistill(
+  g: Golden, teacher: VisionLanguageModel, student: VisionLanguageModel, inputs: ModelInputs, temperature: number,
+): LogitDistillResult {
   const target = noGrad(() => flashForward(g, teacher, inputs));
   return withGradients(student.parameters(), () => {
     const { loss, perPosition } = klDiv({ student: flashForward(g, student, inputs), teacher: target }, { temperature });

@@ -39,9 +39,10 @@ async function tiling(g: Golden): Promise<void> {
     for (const [key, expected] of Object.entries(row)) {
       const maxNum = Number(/^max(\d+)$/.exec(key)?.[1] ?? NaN);
       if (Number.isNaN(maxNum)) continue;
-      const { cols, rows, tiles, thumbnail, total } = tileLayout(row.width, row.height, { imageSize: table.image_size, minNum: table.min_num ?? 1, maxNum });
+      const options = { imageSize: table.image_size, minNum: table.min_num ?? 1, maxNum };
+      const { cols, rows, tiles, thumbnail, total } = tileLayout(row.width, row.height, options);
       const { cols: c, rows: r, tiles: n, thumbnail: th, total: all } = expected as Layout;
-      g.exactly(`${row.width} x ${row.height}, ${key}`, { cols, rows, tiles, thumbnail, total }, { cols: c, rows: r, tiles: n, thumbnail: th, total: all });
+      g.exactly(`${row.width} x ${row.height}, ${key}`, [cols, rows, tiles, thumbnail, total], [c, r, n, th, all]);
     }
 }
 

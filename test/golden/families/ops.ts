@@ -1,7 +1,7 @@
 import { Tape } from '../../../lib/autograd/tape.js';
 import {
-  attention, causalConv1d, causalConv1dUpdate, gatedRmsNorm, gatherRows, gelu, gla, linear, linearAttention, patchEmbed, pixelShuffle, posEmbedBicubic,
-  rmsNorm, rope, ropeTable, selectiveScan, selectiveStateUpdate, simpleGla, ssd, swiglu,
+  attention, causalConv1d, causalConv1dUpdate, gatedRmsNorm, gatherRows, gelu, gla, linear, linearAttention, patchEmbed, pixelShuffle,
+  posEmbedBicubic, rmsNorm, rope, ropeTable, selectiveScan, selectiveStateUpdate, simpleGla, ssd, swiglu,
 } from '../../../lib/ops/index.js';
 import { Tensor } from '../../../lib/tensor/tensor.js';
 import type { Golden, Handler } from '../golden.js';
@@ -60,7 +60,15 @@ const activation = (g: Golden): 'none' | 'silu' => {
   return ['silu', 'swish'].includes(String(g.attrs['activation'])) ? 'silu' : 'none';
 };
 
-function linearLike(run: (x: { q: Tensor; k: Tensor; v: Tensor; initialState: Tensor | null; cuSeqlens: Tensor | null }, input: Inputs, g: Golden) => { o: Tensor; finalState: Tensor }): Handler {
+interface LinearOperands extends Record<string, Tensor | null> {
+  q: Tensor;
+  k: Tensor;
+  v: Tensor;
+  initialState: Tensor | null;
+  cuSeqlens: Tensor | null;
+}
+
+function linearLike(run: (x: LinearOperands, input: Inputs, g: Golden) => { o: Tensor; finalState: Tensor }): Handler {
   return op((input, g) => {
     const { o, finalState } = run(
       { q: input('q')!, k: input('k')!, v: input('v')!, initialState: input('initial_state', 'f32'), cuSeqlens: starts(g) },
@@ -119,7 +127,10 @@ export const ops: Record<string, Handler> = {
   attention: op((input, g) => ({
     ...attention(
       { q: input('q')!, k: input('k')!, v: input('v')!, cuSeqlensQ: input('cu_seqlens_q'), cuSeqlensK: input('cu_seqlens_k') },
-      { scale: g.number('softmax_scale'), causal: g.flag('causal'), windowLeft: g.number('window_left', -1), windowRight: g.number('window_right', -1) },
+      {
+        scale: g.number('softmax_scale'), causal: g.flag('causal'), windowLeft: g.number('window_left', -1),
+        windowRight: g.number('window_right', -1),
+      },
     ),
   })),
 
@@ -134,7 +145,8 @@ export const ops: Record<string, Handler> = {
   causal_conv1d_update: op((input, g) => {
     const convState = input('conv_state')!;
     const cacheSeqlens = g.flag('circular') ? need(input('cache_seqlens'), 'cache_seqlens') : null;
-    const y = causalConv1dUpdate({ x: input('x')!, convState, weight: input('weight')!, bias: input('bias'), cacheSeqlens }, { activation: activation(g) });
+    const operands = { x: input('x')!, convState, weight: input('weight')!, bias: input('bias'), cacheSeqlens };
+    const y = causalConv1dUpdate(operands, { activation: activation(g) });
     return { y, new_conv_state: convState };
   }),
 
@@ -149,13 +161,14 @@ export const ops: Record<string, Handler> = {
     g.only('scaling', 'none', 'linear', 'dynamic');
     const { cos, sin } = ropeTable(
       {
-        headDim: g.number('head_dim'), theta: g.number('theta'), scaling: g.text('scaling') as 'none' | 'linear' | 'dynamic', factor: g.number('factor', 1),
-        maxPosition: g.number('max_position_embeddings'), seqLen: g.number('seq_len'),
+        headDim: g.number('head_dim'), theta: g.number('theta'), scaling: g.text('scaling') as 'none' | 'linear' | 'dynamic',
+        factor: g.number('factor', 1), maxPosition: g.number('max_position_embeddings'), seqLen: g.number('seq_len'),
       },
       g.options.device,
     );
     const { qEmbed, kEmbed } = rope({ q: input('q')!, k: input('k')!, cos, sin, positionIds: input('position_ids')! });
-    const rows = g.has('out.rows') ? Tensor.from(Int32Array.from(g.stored('out.rows').data), undefined, { dtype: 'i32', device: g.options.device }) : null;
+    const picked = g.has('out.rows') ? Int32Array.from(g.stored('out.rows').data) : null;
+    const rows = picked && Tensor.from(picked, undefined, { device: g.options.device });
     g.seen('out.rows');
     return {
       q_embed: qEmbed,
@@ -176,6 +189,8 @@ export const ops: Record<string, Handler> = {
     g.only('scale_factor', 0.5);
     return { y: pixelShuffle({ x: input('x')! }) };
   }),
-  pos_embed_bicubic: op((input, g) => ({ y: posEmbedBicubic({ posEmbed: input('pos_embed')! }, { outH: g.number('out_h'), outW: g.number('out_w') }) })),
+  pos_embed_bicubic: op((input, g) => ({
+    y: posEmbedBicubic({ posEmbed: input('pos_embed')! }, { outH: g.number('out_h'), outW: g.number('out_w') }),
+  })),
   patch_embed: op((input) => ({ y: patchEmbed({ x: input('x')!, weight: input('weight')!, bias: input('bias') }) })),
 };

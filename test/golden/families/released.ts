@@ -68,7 +68,8 @@ const mixer: Handler = (g) =>
 
     const taps = new Map<string, Tensor>();
     using tape = new Tape();
-    const out = g.run(() => tape.record(() => m.output.forward(reshape(m.heads(hidden, context, (name, t) => void taps.set(name, kept(g, t))), [batch, length, -1]))));
+    const tap = (name: string, t: Tensor): void => void taps.set(name, kept(g, t));
+    const out = g.run(() => tape.record(() => m.output.forward(reshape(m.heads(hidden, context, tap), [batch, length, -1]))));
     const { state } = g.run(() => noGrad(() => m.prefill(hidden, context)));
     const grads = g.run(() => tape.backwardAll([[out, g.tensor('dout.out')]]));
     await g.judge('out.out', out);
@@ -84,4 +85,9 @@ const mixer: Handler = (g) =>
     }
   });
 
-export const released: Record<string, Handler> = { released_forward: prefill, recurrent_decode: decode, recurrent_generate: generate, mmmamba_mixer: mixer };
+export const released: Record<string, Handler> = {
+  released_forward: prefill,
+  recurrent_decode: decode,
+  recurrent_generate: generate,
+  mmmamba_mixer: mixer,
+};
