@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { cpus, totalmem } from 'node:os';
+import { relative } from 'node:path';
 import { backends } from '../lib/native/backends.js';
 import { packageRoot } from '../lib/native/loader.js';
 import { copy, linear } from '../lib/ops/index.js';
@@ -30,7 +31,7 @@ export function machine(device: string): Machine {
     backend: { name, ...(info?.devices[Number(device.split(':')[1] ?? 0)] ?? {}) },
     commit: commit(),
     date: new Date().toISOString(),
-    command: ['npm run bench --', ...process.argv.slice(2)].join(' '),
+    command: ['node', relative(packageRoot, process.argv[1] ?? ''), ...process.argv.slice(2)].join(' '),
   };
 }
 

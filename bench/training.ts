@@ -150,7 +150,7 @@ if (values.long) {
     ...shape,
     msPerStep: median(times),
     // the histogram holds the whole interval of the 1 ms timer
-    timerLateMs: { p50: delay.percentile(50) / 1e6 - 1, p99: delay.percentile(99) / 1e6 - 1, max: delay.max / 1e6 - 1 },
+    timerLateMs: { p50: delay.percentile(50) / 1e6 - 1, p99: delay.percentile(99) / 1e6 - 1 },
     ...(peer && { torchMsPerStep: median(theirs), ratio: median(times) / median(theirs) }),
   });
 }

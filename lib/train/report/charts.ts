@@ -123,13 +123,19 @@ export function barChart(
           },
         })),
         {
+          // The points carry the legend and the axis; the mark runs across the whole chart.
           type: 'line',
           name: reference.name,
           data: categories.map(() => reference.value),
           showSymbol: false,
-          lineStyle: { color: reference.color, type: 'dashed', width: 2 },
+          lineStyle: { color: reference.color, type: 'dashed', width: 0 },
           itemStyle: { color: reference.color },
-          endLabel: { show: true, color: text, formatter: format(reference.value) },
+          markLine: {
+            symbol: 'none',
+            data: [{ yAxis: reference.value }],
+            lineStyle: { color: reference.color, type: 'dashed', width: 2 },
+            label: { position: 'end', color: text, formatter: format(reference.value) },
+          },
         },
       ],
       grid: { left: 64, right: 64, top: 40, bottom: 32 },
