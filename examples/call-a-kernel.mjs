@@ -3,13 +3,13 @@ import { memoryStats, Random, Scope, ssd, Tape, Tensor } from 'mmmamba';
 
 const [B, L, H, P, N] = [1, 8192, 16, 128, 128];
 const random = new Random(1);
-using scope = new Scope(); // everything made inside run() goes with it
+const scope = new Scope(); // owns everything made inside run(); in TypeScript: using scope = new Scope()
 
 const loss = scope.run(() => {
   const normal = (...shape) => Tensor.from(random.normal(shape.reduce((a, b) => a * b)), shape);
   const x = normal(B, L, H, P);
   x.requiresGrad = true;
-  using tape = new Tape();
+  const tape = new Tape();
   const { y, finalStates } = tape.record(() =>
     ssd({ x, dt: normal(B, L, H), A: Tensor.full([H], -1), B: normal(B, L, H, N), C: normal(B, L, H, N) }, { dtSoftplus: true }),
   );
@@ -23,3 +23,4 @@ console.log('first outputs', (await loss.y.data()).slice(0, 4));
 console.log('first gradients', (await loss.dX.data()).slice(0, 4));
 console.timeEnd('ssd forward and backward');
 console.log('memory', memoryStats().devices.cpu);
+scope.dispose();
