@@ -1,12 +1,12 @@
 // Calls the chunked SSD kernel of Mamba-2, forward and backward: node examples/call-a-kernel.mjs
 import { memoryStats, Random, Scope, ssd, Tape, Tensor } from 'mmmamba';
 
-const [B, L, H, P, N] = [1, 8192, 16, 128, 128];
+const [B, L, H, P, N] = [1, 2048, 16, 128, 128];
 const random = new Random(1);
 const scope = new Scope(); // owns everything made inside run(); in TypeScript: using scope = new Scope()
 
 const loss = scope.run(() => {
-  const normal = (...shape) => Tensor.from(random.normal(shape.reduce((a, b) => a * b)), shape);
+  const normal = (...shape) => Tensor.from(random.fill(shape.reduce((a, b) => a * b), (r) => r.normal()), shape);
   const x = normal(B, L, H, P);
   x.requiresGrad = true;
   const tape = new Tape();
