@@ -4,7 +4,7 @@
  */
 export { MmError, type ErrorCode } from './native/errors.js';
 export { backends, type BackendInfo } from './native/backends.js';
-export { memoryStats } from './tensor/memory.js';
+export { memoryStats, resetPeak } from './tensor/memory.js';
 export type { DeviceMemory, KernelTime, MemoryStats } from './native/binding.js';
 export { startProfile, stopProfile } from './native/profile.js';
 export type { Dtype } from './tensor/dtype.js';

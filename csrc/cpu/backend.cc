@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "cpu/parallel.h"
@@ -160,9 +161,19 @@ std::vector<MMKernelEntry> collectKernels() {
 }
 
 int32_t deviceCount(char*, uint64_t) { return 1; }
+// A JSON string's characters: a loader's message may quote anything.
+std::string escaped(const char* text) {
+  std::string out;
+  for (; *text; text++) {
+    const char c = *text;
+    if (c == '"' || c == '\\') out += '\\';
+    out += static_cast<unsigned char>(c) < 32 ? ' ' : c;
+  }
+  return out;
+}
 void deviceInfo(int32_t, char* json, uint64_t size) {
-  std::snprintf(json, size, "{\"isa\":\"%s\",\"threads\":%d,\"gemm\":\"%s\",\"cachedBytes\":%llu}", isa().name, workerCount(),
-                onednnStatus(), static_cast<unsigned long long>(allocator().cached()));
+  std::snprintf(json, size, "{\"isa\":\"%s\",\"threads\":%d,\"cachedBytes\":%llu,\"gemm\":\"%s\"}", isa().name, workerCount(),
+                static_cast<unsigned long long>(allocator().cached()), escaped(onednnStatus()).c_str());
 }
 int32_t streamCreate(int32_t, void** stream) {
   *stream = nullptr;
