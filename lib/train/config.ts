@@ -224,6 +224,10 @@ const distillInput = z.strictObject({
   dtype: dtype.default('f32'),
   /** which layers stay attention: none, the first of every four, or a list counted over both stacks */
   student: z.union([z.enum(['linear', 'hybrid']), z.array(z.int().min(0))]).default('linear'),
+  /** folder of a student to begin with, such as another run's stage2/, in place of seeding */
+  from: z.string().min(1).optional(),
+  /** what a seeded mixer takes over: the teacher's q, k and v projections; values by which it first acts like attention */
+  seeding: z.strictObject({ inheritQkv: z.boolean().default(true), mimicInit: z.boolean().default(true) }).optional(),
   /** which stages run, in this order */
   run: z
     .array(z.union([z.literal(1), z.literal(2), z.literal(3)]))
@@ -238,7 +242,7 @@ const distillInput = z.strictObject({
 type DistillInput = z.output<typeof distillInput>;
 
 /** What takes the place of a file's settings, e.g. from the command line; `steps` of every stage. */
-export type DistillOverrides = Partial<Pick<DistillInput, 'preset' | 'seed' | 'student' | 'run'>> & { steps?: number };
+export type DistillOverrides = Partial<Pick<DistillInput, 'preset' | 'seed' | 'student' | 'run' | 'from'>> & { steps?: number };
 
 /** Fills a preset with the changes and checks that all fits together. */
 function resolveDistill(
@@ -252,6 +256,7 @@ function resolveDistill(
   });
   for (const key of Object.keys(given.stages) as (keyof Stages)[])
     if (!given.run.includes(Number(key.at(-1)) as 1)) issue(['stages', key], `settings for a stage that run: [${given.run.join(', ')}] leaves out`);
+  if (given.from !== undefined && given.seeding) issue(['seeding'], `nothing is seeded in a run that begins with the student in ${given.from}`);
   if (Array.isArray(given.student) && new Set(given.student).size !== given.student.length)
     issue(['student'], `[${given.student.join(', ')}] names a layer twice`);
   const preset = presets[given.preset];

@@ -35,7 +35,7 @@ export interface DistillResult {
 const titleOf = (stage: Stage): string => `stage ${stage}`;
 
 /**
- * Distils a teacher into mmMamba. In `out`: metrics.jsonl, last/ (checkpoint), stage1/, stage2/ and stage3/ (the student
+ * Distils a teacher into mmMamba, beginning with a seeded student or with `from`. In `out`: metrics.jsonl, last/ (checkpoint), stage1/, stage2/ and stage3/ (the student
  * after each stage that ran), best/ (of stage 3, by exact names on the validation drawings) and model/, the last stage's
  * student with the chosen attention layers.
  * @throws MmError ERR_ABORTED when stopped, with a checkpoint in last/
@@ -106,7 +106,7 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
   }
 }
 
-/** The student to begin or to go on with. */
+/** The student to begin or to go on with. @throws MmError ERR_ARGUMENT for a `from` that is no student of this teacher's */
 async function start(
   state: TrainingState | null,
   config: DistillConfig,
@@ -114,9 +114,38 @@ async function start(
   last: string,
   placement: Placement,
 ): Promise<VisionLanguageModel> {
-  if (!state) return seedStudent(teacher, { seed: config.seed });
-  const stage = Number(state.stage.at(-1)) as Stage;
-  return loadModel(last, { ...placement, trainable: trainableOf(stage, config.stages) });
+  const load = (folder: string, stage: Stage): Promise<VisionLanguageModel> =>
+    loadModel(folder, { ...placement, trainable: trainableOf(stage, config.stages) });
+  if (state) return load(last, Number(state.stage.at(-1)) as Stage);
+  if (config.from === undefined) return seedStudent(teacher, { seed: config.seed, ...config.seeding });
+  const student = await load(config.from, config.run[0]!);
+  try {
+    checkStudent(student, teacher, config);
+  } catch (error) {
+    student.dispose();
+    throw error;
+  }
+  return student;
+}
+
+function checkStudent(student: VisionLanguageModel, teacher: VisionLanguageModel, { from, run }: DistillConfig): void {
+  const attention = student.blockTypes.flatMap((type, i) => (type === 'mha' ? [i] : []));
+  if (attention.length === student.blockTypes.length) throw new MmError('ERR_ARGUMENT', `${from} has no Mamba-2 layer; a run begins with a student`);
+  if (attention.length > 0 && run[0] !== 3)
+    throw new MmError(
+      'ERR_ARGUMENT',
+      `layer ${attention.join(', ')} of ${from} is softmax attention; stage ${run[0]} trains the mixers of all layers: begin with a student of mixers only`,
+    );
+  if (student.config.mixer.layout === 'fused')
+    throw new MmError('ERR_ARGUMENT', `${from} has the released, fused layout; a run begins with separate projections, as runs write them`);
+  const known = teacher.namedParameters();
+  for (const { name, shape } of student.parameters()) {
+    const other = known.get(name);
+    if (other && other.shape.join() !== shape.join())
+      throw new MmError('ERR_ARGUMENT', `${from} is no student of this teacher: ${name} is (${shape.join(', ')}), the teacher's (${other.shape.join(', ')})`);
+  }
+  if (student.blockTypes.length !== teacher.blockTypes.length)
+    throw new MmError('ERR_ARGUMENT', `${from} is no student of this teacher: it has ${student.blockTypes.length} layers, the teacher ${teacher.blockTypes.length}`);
 }
 
 function replace(old: VisionLanguageModel, next: VisionLanguageModel): VisionLanguageModel {

@@ -6,6 +6,7 @@ import test from 'ava';
 import sharp from 'sharp';
 import { loadModel } from '../../lib/models/load.js';
 import { memoryStats } from '../../lib/tensor/memory.js';
+import type { DistillConfig } from '../../lib/train/config.js';
 import { distill } from '../../lib/train/distill.js';
 import { silentProgress } from '../../lib/train/progress.js';
 import { readTrainingState } from '../../lib/train/checkpoint.js';
@@ -115,6 +116,22 @@ test.serial('a distillation that is killed in every stage equals one that was no
   const done = await child(['distill', out, folder, '--resume']);
   t.is(done.code, 0, done.stderr);
   t.deepEqual(differences(left(out), left(whole)), []);
+});
+
+test.serial('stage 3 from the folder of a run equals that stage of the run', async (t) => {
+  t.timeout(120_000);
+  const folder = join(teacher, 'model');
+  const run = { out: newFolder(), device: 'cpu', progress: silentProgress };
+  const given = JSON.parse(readFileSync(join(whole, 'model', 'training.json'), 'utf8')) as { config: DistillConfig };
+  const from = join(whole, 'stage2');
+  await distill({ ...given.config, run: [3], from }, folder, run, tinyTask);
+  t.deepEqual(differences(left(join(run.out, 'stage3')), left(join(whole, 'stage3'))), []);
+  const refused = (settings: Partial<DistillConfig>): Promise<unknown> =>
+    distill({ ...given.config, ...settings }, folder, { ...run, out: newFolder() }, tinyTask);
+  const { tensors } = memoryStats();
+  await t.throwsAsync(refused({ from: folder }), { code: 'ERR_ARGUMENT', message: /has no Mamba-2 layer; a run begins with a student/ });
+  await t.throwsAsync(refused({ from: join(whole, 'model') }), { code: 'ERR_ARGUMENT', message: /layer 1 of .* is softmax attention; stage 1 trains/ });
+  t.is(memoryStats().tensors, tensors);
 });
 
 test.serial('Ctrl-C leaves a valid checkpoint and the exit code 130', async (t) => {

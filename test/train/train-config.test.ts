@@ -105,4 +105,12 @@ test(
   /model\.patchSize: the imageSize 64 is no multiple/,
 );
 test('a layer twice', wrong, loadDistillConfig, 'student: [0, 4, 0]\n', '1:1', /student: \[0, 4, 0\] names a layer twice/);
+test(
+  'seeding where nothing is seeded',
+  wrong,
+  loadDistillConfig,
+  'from: runs/a/stage2\nseeding: { mimicInit: false }\n',
+  '2:1',
+  /seeding: nothing is seeded in a run that begins with the student in runs\/a\/stage2/,
+);
 test('no kind of question', wrong, loadDistillConfig, 'data:\n  kinds: { name: 0 }\n', '2:3', /data\.kinds: all shares are 0/);
