@@ -1,6 +1,6 @@
 import { untracked } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
-import type { Rotary, RotaryTables } from './hovle/rotary.js';
+import type { RotaryTables } from './hovle/rotary.js';
 
 /** Name of a tap (`embed.<i>.attn_out`, ...) and the tensor there, which lives as long as the call. */
 export type Tap = (name: string, value: Tensor) => void;
@@ -30,9 +30,9 @@ export interface StepContext {
   slots: Tensor;
   /** i32 (B): valid keys, the new one included */
   lengths: Tensor;
-  /** keys that a cache must hold */
+  /** tokens of the longest row, the new one included: keys that a cache must hold, positions that the rotary table is made for */
   capacity: number;
-  rotary: Rotary;
+  rotary: RotaryTables;
 }
 
 /** State of a Mamba-2 mixer: its size does not depend on the context. */

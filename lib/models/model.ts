@@ -246,7 +246,7 @@ export class VisionLanguageModel extends Module {
       positions: reshape(slots, [batch, 1]),
       lengths: Tensor.from(counts.map((n) => n + 1), [batch], { device: this.placement.device }),
       capacity,
-      rotary: this.#tables[stack].table(capacity),
+      rotary: this.#tables[stack],
     };
   }
   override dispose(): void {

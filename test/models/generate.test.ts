@@ -1,6 +1,7 @@
 import test from 'ava';
-import { Scope } from '../../lib/tensor/scope.js';
-import { Tensor } from '../../lib/tensor/tensor.js';
+import { memoryStats } from '../../lib/tensor/memory.js';
+import { Scope, scope } from '../../lib/tensor/scope.js';
+import { sync, Tensor } from '../../lib/tensor/tensor.js';
 import type { ErrorCode } from '../../lib/native/errors.js';
 import { batchOf, generate, generateTokens, loadModel, type Batch, type GenerateOptions, type VisionLanguageModel } from '../../lib/models/index.js';
 import { fails } from '../io/_helpers.js';
@@ -72,6 +73,21 @@ test.serial('the state of a linear model does not grow with the context, that of
     t.is(linear[0], linear[1]);
     t.true(hybrid[1]! > hybrid[0]!);
     t.true(teacher[1]! > 4 * teacher[0]!);
+  }),
+);
+
+test.serial('a linear model has no positions: after a million tokens a step takes the memory of the first', (t) =>
+  leakFree(t, async () => {
+    using model = await open('mmmamba_tiny_linear');
+    using state = model.state(1);
+    const held = async (): Promise<number> => {
+      scope(() => void model.step([5], state));
+      await sync();
+      return memoryStats().devices['cpu']!.bytes;
+    };
+    const first = await held();
+    for (const counts of Object.values(state.consumed)) counts.fill(1e6);
+    t.is(await held(), first);
   }),
 );
 

@@ -82,7 +82,7 @@ export class Attention extends Module {
     const { batch, rotary, positions, slots, lengths, capacity } = context;
     const { heads, headDim } = this.config;
     if (state.key.dim(1) < capacity) this.#grow(state, capacity);
-    const { q, k, v } = this.#project(x, batch, 1, rotary, positions);
+    const { q, k, v } = this.#project(x, batch, 1, rotary.table(capacity), positions);
     kvCacheAppend({ cache: state.key, x: k, positions: slots });
     kvCacheAppend({ cache: state.value, x: v, positions: slots });
     return reshape(attentionKvCache({ q, kCache: state.key, vCache: state.value, lengths }, { causal: true }), [batch, heads, headDim]);
