@@ -137,14 +137,15 @@ export async function runDemo(options: DemoOptions): Promise<DemoResult> {
     const lengths = contextLengths(longestContext);
     const context: ReportData['context'] = [];
     const all: [ModelName, VisionLanguageModel][] = [['teacher', teacher], ...students];
-    progress.start('long contexts', all.length * lengths.length);
-    let measured = 0;
-    for (const [name, model] of all) {
+    const rounds = 25;
+    progress.start('long contexts', all.length * rounds);
+    for (const [i, [name, model]] of all.entries()) {
       using fused = name === 'teacher' ? null : convertLayout(model, 'fused');
       const points = await measureContext(fused ?? model, {
         lengths,
+        rounds,
         signal,
-        onPoint: ({ tokens, msPerToken }) => progress.update(++measured, { tokens, 'ms/token': msPerToken }),
+        onRound: (done) => progress.update(i * rounds + done, { model: name }),
       });
       context.push({ model: name, points });
     }

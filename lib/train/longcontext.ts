@@ -5,10 +5,10 @@ import { argmax } from '../ops/index.js';
 import { memoryStats } from '../tensor/memory.js';
 import { Random } from '../tensor/random.js';
 import { scope, untracked } from '../tensor/scope.js';
-import { sync, Tensor } from '../tensor/tensor.js';
+import { sync, Tensor, type TypedArray } from '../tensor/tensor.js';
 
 export interface ContextPoint {
-  /** of context, the timed ones included */
+  /** of context, the timed one included */
   tokens: number;
   /** median over the timed tokens */
   msPerToken: number;
@@ -18,66 +18,90 @@ export interface ContextPoint {
 
 export interface ContextOptions {
   readonly lengths: readonly number[];
-  /** tokens timed at each length, after a few that are not; default 15 */
-  readonly runs?: number;
+  /** how often every length has its turn of 8 timed tokens; default 25 */
+  readonly rounds?: number;
+  /** no round begins later than this, so that slow models are measured on fewer tokens; default 6 */
+  readonly seconds?: number;
   readonly signal?: AbortSignal;
-  readonly onPoint?: (point: ContextPoint) => void;
+  readonly onRound?: (done: number) => void;
 }
 
-const warmup = 3;
+/** Tokens of a turn. The first ones find the caches full of another length's state and are not timed. */
+const untimed = 2;
+const timed = 8;
 
 /**
- * Time and memory of the next token after contexts of given lengths, at batch 1. The context is not computed: caches are
- * filled with random keys and values, as neither time nor memory depends on them.
+ * Time and memory of the next token after contexts of given lengths, at batch 1. The lengths take turns, so that whatever
+ * else the machine does meanwhile slows all of them alike. The context is not computed: caches are filled with random keys
+ * and values, as neither time nor memory depends on them.
  */
-export async function measureContext(model: VisionLanguageModel, { lengths, runs = 15, signal, onPoint }: ContextOptions): Promise<ContextPoint[]> {
+export async function measureContext(model: VisionLanguageModel, options: ContextOptions): Promise<ContextPoint[]> {
+  const { lengths, rounds = 25, seconds = 6, signal, onRound } = options;
   const { device } = model.placement;
-  const memory = (): number => memoryStats().devices[device]?.bytes ?? 0;
-  const points: ContextPoint[] = [];
-  for (const tokens of lengths) {
-    const state = filled(model, tokens - warmup - runs);
-    const times: number[] = [];
-    let held: number;
-    try {
-      for (let i = 0; i < warmup + runs; i++) {
-        if (signal?.aborted) throw new MmError('ERR_ABORTED', 'the measurement of long contexts was stopped');
-        const start = performance.now();
-        const next = untracked(() => scope(() => argmax({ x: model.step([1], state) })));
-        await next.data();
-        next.dispose();
-        if (i >= warmup) times.push(performance.now() - start);
-      }
-      await sync(device);
-      held = memory();
-    } finally {
-      state.dispose();
-    }
+  const next = async (state: RecurrentState, tokens: number): Promise<number> => {
+    if (signal?.aborted) throw new MmError('ERR_ABORTED', 'the measurement of long contexts was stopped');
+    for (const counts of Object.values(state.consumed)) counts.fill(tokens - 1);
+    const start = performance.now();
+    using token = untracked(() => scope(() => argmax({ x: model.step([1], state) })));
+    await token.data();
+    return performance.now() - start;
+  };
+  const memory = async (): Promise<number> => {
     await sync(device);
-    // What the state's end gives back is what it held: tables that the model keeps do not count.
-    const point = { tokens, msPerToken: times.sort((a, b) => a - b)[runs >> 1]!, bytes: held - memory() };
-    points.push(point);
-    onPoint?.(point);
+    return memoryStats().devices[device]?.bytes ?? 0;
+  };
+
+  const states: RecurrentState[] = [];
+  const times = lengths.map((): number[] => []);
+  const points: ContextPoint[] = [];
+  try {
+    const values = await randomBits(model, capacityOf(Math.max(...lengths)));
+    for (const tokens of lengths) states.push(filled(model, tokens, values));
+    const end = performance.now() + 1000 * seconds;
+    for (let round = 0; round < rounds && (round === 0 || performance.now() < end); round++) {
+      for (const [i, tokens] of lengths.entries()) {
+        for (let n = 0; n < untimed; n++) await next(states[i]!, tokens);
+        for (let n = 0; n < timed; n++) times[i]!.push(await next(states[i]!, tokens));
+      }
+      onRound?.(round + 1);
+    }
+    for (const [i, tokens] of lengths.entries()) {
+      // What the state's end gives back is what it held: tables that the model keeps do not count.
+      const held = await memory();
+      states[i]!.dispose();
+      points.push({ tokens, msPerToken: median(times[i]!), bytes: held - (await memory()) });
+    }
+    return points;
+  } finally {
+    for (const state of states) state.dispose();
   }
-  return points;
 }
 
-/** A state as after `tokens` tokens of one row, with room for the rest up to the next power of two. */
-function filled(model: VisionLanguageModel, tokens: number): RecurrentState {
-  const empty = model.state(1);
-  const random = new Random(0);
-  let values: Float32Array | undefined;
-  const layers = empty.layers.map((layer) => {
-    if (layer.type !== 'mha') return layer;
-    const [, , heads, width] = layer.key.shape as [number, number, number, number];
-    const capacity = 2 ** Math.ceil(Math.log2(tokens + 1));
-    // One block of random numbers serves all layers.
-    values ??= random.fill(capacity * heads * width, (r) => r.uniform(-1, 1));
-    const make = (): Tensor =>
-      untracked(() => Tensor.from(values!, [1, capacity, heads, width], { dtype: layer.key.dtype as 'f32', device: layer.key.device }));
-    layer.key.dispose();
-    layer.value.dispose();
-    return { type: 'mha' as const, key: make(), value: make() };
-  });
-  const consumed = (): Int32Array => new Int32Array(1).fill(tokens);
-  return new RecurrentState(layers, { embedding: consumed(), llm: consumed() });
+const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
+const capacityOf = (tokens: number): number => 2 ** Math.ceil(Math.log2(tokens));
+
+/** Random numbers in the model's dtype for the longest cache of any layer: rounded once, then copied into all caches. */
+async function randomBits(model: VisionLanguageModel, capacity: number): Promise<TypedArray> {
+  const widths = model.blocks.map(({ mixer, config }) => (mixer.type === 'mha' ? config.kvHeads * config.headDim : 0));
+  const size = capacity * Math.max(...widths);
+  using values = untracked(() => Tensor.from(new Random(0).fill(size, (r) => r.uniform(-1, 1)), [size], { dtype: model.placement.dtype }));
+  return values.data();
+}
+
+/** A state with `tokens - 1` tokens of one row behind it and room for one more. */
+function filled(model: VisionLanguageModel, tokens: number, values: TypedArray): RecurrentState {
+  const { layers, consumed } = model.state(1);
+  return new RecurrentState(
+    layers.map((layer) => {
+      if (layer.type !== 'mha') return layer;
+      const [, , heads, width] = layer.key.shape as [number, number, number, number];
+      const shape = [1, capacityOf(tokens), heads, width];
+      const part = values.subarray(0, shape.reduce((a, b) => a * b));
+      const make = (): Tensor => untracked(() => Tensor.from(part, shape, model.placement));
+      layer.key.dispose();
+      layer.value.dispose();
+      return { type: 'mha', key: make(), value: make() };
+    }),
+    consumed,
+  );
 }

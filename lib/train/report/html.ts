@@ -130,8 +130,8 @@ function context(data: ReportData): string {
     { name: 'memory', log: true, format: byteText },
     'Memory by length of the context',
   );
-  return `<section><h2>Long contexts</h2><p>Time of the next token, and memory of what is remembered of the context
-(the state of a mixer, the keys and values of attention), at batch 1.
+  return `<section><h2>Long contexts</h2><p>Time of the next token (the median of up to 200, the lengths taking turns), and memory of
+what is remembered of the context (the state of a mixer, the keys and values of attention), at batch 1.
 The values of the context are random: neither depends on them.</p>
 <div class="columns">${figure(time, 'time per token')}${figure(memory, 'memory of the context')}</div>
 ${table(['tokens', ...data.context.flatMap(({ model }) => [`${model}: time`, `${model}: memory`])], rows)}</section>`;
