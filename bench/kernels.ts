@@ -53,10 +53,9 @@ function row(c: BenchCase, op: string, dtype: 'f32' | 'bf16', timing: Timing, by
   return { op, name: c.name, dtype, ...timing, bytes, flops, floorMs, share: floorMs / timing.ms, gbPerSecond: bytes / seconds / 1e9, gflopPerSecond: flops / seconds / 1e9 };
 }
 
-/** Times one case forward and, where asked, its backward op. */
-export async function benchCase(c: BenchCase, dtype: 'f32' | 'bf16', device: string, top: Ceilings): Promise<KernelRow[]> {
+/** Times one case forward and, where asked, its backward op. @param seed of the first operand; the next ones count on */
+export async function benchCase(c: BenchCase, dtype: 'f32' | 'bf16', device: string, top: Ceilings, seed: number): Promise<KernelRow[]> {
   using scope = new Scope();
-  let seed = 1;
   const make = (i: BenchInput | BenchInput[]): Tensor | Tensor[] => (Array.isArray(i) ? i.map((one) => draw(one, dtype, device, seed++)) : draw(i, dtype, device, seed++));
   const operands: Operands = scope.run(() => Object.fromEntries(Object.entries(c.inputs).map(([name, input]) => [name, make(input)])));
   const results = scope.run(() => run(c.op, operands, c.attrs));

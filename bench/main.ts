@@ -14,6 +14,7 @@ the matrix-product rate of this machine, whichever is larger) and the share of i
   --dtype bf16|f32    dtype of the operands; both without this option
   --filter TEXT       only the cases whose op or name contains it
   --quick             one shape an op
+  --seed N            of the operands; default 1
   --json FILE         write machine, commit and all rows there
 `;
 
@@ -26,6 +27,7 @@ export async function main(args: string[]): Promise<void> {
       dtype: { type: 'string' },
       filter: { type: 'string' },
       quick: { type: 'boolean', default: false },
+      seed: { type: 'string', default: '1' },
       json: { type: 'string' },
       help: { type: 'boolean', default: false },
     },
@@ -35,6 +37,8 @@ export async function main(args: string[]): Promise<void> {
     return;
   }
   if (values.dtype && values.dtype !== 'f32' && values.dtype !== 'bf16') throw new MmError('ERR_ARGUMENT', `--dtype must be f32 or bf16; got '${values.dtype}'`);
+  const seed = Number(values.seed);
+  if (!Number.isSafeInteger(seed) || seed < 0) throw new MmError('ERR_ARGUMENT', `--seed must be a non-negative integer; got '${values.seed}'`);
   const dtypes = values.dtype ? [values.dtype as 'f32' | 'bf16'] : (['bf16', 'f32'] as const);
   const cases = selectCases(values.filter, values.quick);
   if (!cases.length) throw new MmError('ERR_ARGUMENT', `no benchmark matches '${values.filter}'`);
@@ -49,7 +53,7 @@ export async function main(args: string[]): Promise<void> {
   process.stdout.write(`${'op'.padEnd(26)}${'shape'.padEnd(44)}${'dtype'.padEnd(6)}${'ms'.padStart(10)}${'floor ms'.padStart(10)}${'share'.padStart(8)}${'GB/s'.padStart(9)}${'GFLOP/s'.padStart(10)}\n`);
   for (const c of cases)
     for (const dtype of dtypes)
-      for (const r of await benchCase(c, dtype, device, top)) {
+      for (const r of await benchCase(c, dtype, device, top, seed)) {
         rows.push(r);
         process.stdout.write(
           `${r.op.padEnd(26)}${r.name.padEnd(44)}${r.dtype.padEnd(6)}${r.ms.toPrecision(4).padStart(10)}${r.floorMs.toPrecision(3).padStart(10)}${`${(100 * r.share).toFixed(0)} %`.padStart(8)}${r.gbPerSecond.toFixed(1).padStart(9)}${(r.flops ? r.gflopPerSecond.toFixed(1) : '').padStart(10)}\n`,

@@ -24,8 +24,8 @@ async function loadBench(): Promise<BenchModule> {
 }
 
 export function bench(): Command {
-  return common(new Command('bench'), 'of inputs and weights')
-    .description('measure kernels and models on this machine')
+  return common(new Command('bench'), "of the kernels' operands")
+    .description('measure kernels on this machine')
     .allowUnknownOption()
     .allowExcessArguments()
     .usage('[options] [options of the benchmarks]')

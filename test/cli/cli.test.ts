@@ -46,6 +46,7 @@ test('wrong usage ends with 2 and one clear line', async (t) => {
     [['distill', '--out', 'x', '--teacher', 'y', '--student', 'half'], /'linear', 'hybrid' or layer numbers/],
     [['distill', '--out', 'x', '--teacher', 'y', '--preset', 'papre'], /Allowed choices are paper, reference, emoji/],
     [['generate', '--model', 'x', '--prompt', 'y', '--top-p', '2'], /expected a number from 0 to 1/],
+    [['bench', '--seed', 'x'], /expected an integer of at least 0/],
   ];
   for (const [args, message] of cases) {
     const { code, stderr } = await mmmamba(args);
@@ -69,6 +70,7 @@ test('what cannot be done ends with 1 and one line', async (t) => {
     [['generate', '--model', folder, '--prompt', 'x'], /^mmmamba: .* holds no tokenizer[^\n]*\n$/],
     [['train-teacher', '--config', join(folder, 'none.yaml'), '--out', join(folder, 'out')], /^mmmamba: cannot read .*none\.yaml[^\n]*\n$/],
     [['train-teacher', '--out', folder], /^mmmamba: .* is not empty: give --resume[^\n]*\n$/],
+    [['bench', '--seed', '3', '--filter', 'nosuchop'], /^mmmamba: no benchmark matches 'nosuchop'\n$/],
   ];
   writeFileSync(join(folder, 'something'), '');
   for (const [args, message] of cases) {
