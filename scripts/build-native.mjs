@@ -8,8 +8,8 @@ import { fileURLToPath } from 'node:url';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const nodeGyp = createRequire(import.meta.url).resolve('node-gyp/bin/node-gyp.js');
-const headers = ['/usr/include/oneapi/dnnl/dnnl.h', '/usr/include/dnnl.h', '/usr/local/include/oneapi/dnnl/dnnl.h'];
-if (!headers.some((h) => existsSync(h)))
+// What csrc/cpu/onednn.cc includes, where compilers look for it.
+if (!['/usr/include', '/usr/local/include'].some((folder) => existsSync(join(folder, 'oneapi/dnnl/dnnl.h'))))
   console.error('mmmamba: the headers of oneDNN are missing, so large matrix products will run on the slower built-in GEMM. For full speed: apt-get install libdnnl-dev, then build again.');
 
 // Node's own headers where they are installed beside it, so that nothing is downloaded.
