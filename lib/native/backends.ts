@@ -21,9 +21,9 @@ export function backends(): BackendInfo[] {
 
 let told = false;
 
-/** 'auto' becomes 'cuda' where it is available, else 'cpu' (said once on stderr); other names pass. */
+/** 'auto' becomes 'cuda:0' where it is available, else 'cpu' (said once on stderr); 'cuda' is 'cuda:0'; other names pass. */
 export function resolveDevice(device: string): string {
-  if (device !== 'auto') return device;
+  if (device !== 'auto') return device === 'cuda' ? 'cuda:0' : device;
   const cuda = backends().find((b) => b.name === 'cuda');
   if (cuda?.available) return 'cuda:0';
   if (!told) process.stderr.write(`mmmamba: running on the CPU (cuda: ${cuda?.reason ?? 'absent'})\n`);

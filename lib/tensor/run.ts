@@ -1,4 +1,5 @@
 import type { Attrs, OpSchema, Wrapped } from '../native/binding.js';
+import { resolveDevice } from '../native/backends.js';
 import { MmError } from '../native/errors.js';
 import { adopt, binding } from '../native/loader.js';
 import { Tensor } from './tensor.js';
@@ -41,7 +42,7 @@ export function run(op: string, operands: Operands, attrs?: Attrs, device?: stri
   const entry = entries().get(op);
   if (!entry) throw new MmError('ERR_ARGUMENT', `unknown operator '${op}'`);
   const { id, schema } = entry;
-  let where = device;
+  let where = device === undefined ? undefined : resolveDevice(device);
   const slots = schema.inputs.map(({ name }) => {
     const value = operands[name];
     if (value === null || value === undefined) return null;

@@ -183,7 +183,7 @@ export class Tensor implements Disposable {
 function create(bytes: Uint8Array | null, dtype: Dtype, shape: readonly number[], device: string): Tensor {
   const where = resolveDevice(device);
   try {
-    return new Tensor(binding().fromBytes(bytes, dtypeCode(dtype), shape, where), where === 'cuda' ? 'cuda:0' : where);
+    return new Tensor(binding().fromBytes(bytes, dtypeCode(dtype), shape, where), where);
   } catch (error) {
     throw adopt(error);
   }

@@ -29,11 +29,23 @@ export function backwardOps(): Set<string> {
   return new Set(opSchemas().map((s) => s.name).filter((name) => name.endsWith('Backward')));
 }
 
+const numel = (c: OpCase): number => Object.values(c.inputs).flat().reduce((sum, d) => sum + d.shape.reduce((a, b) => a * b, 1), 0);
+
+/** The smallest first. */
+export function bySize(cases: readonly OpCase[]): OpCase[] {
+  return [...cases].sort((a, b) => numel(a) - numel(b));
+}
+
+/** Of one op's cases the two smallest that hold anything, and two of some thousand elements: enough for a sanitizer. */
+export function smallestCases(cases: readonly OpCase[]): OpCase[] {
+  const list = bySize(cases).filter((c) => numel(c) > 0 || Object.keys(c.inputs).length === 0);
+  const more = list.slice(2).filter((c) => numel(c) >= 2000);
+  return [...list.slice(0, 2), ...(more.length ? more.slice(0, 2) : list.slice(2).slice(-2))];
+}
+
 /** Small cases of every op, a few each: what child processes run. */
 export function compactCases(cases: readonly OpCase[]): OpCase[] {
-  const numel = (c: OpCase): number =>
-    Object.values(c.inputs).flat().reduce((sum, d) => sum + d.shape.reduce((a, b) => a * b, 1), 0);
   const byOp = new Map<string, OpCase[]>();
   for (const c of cases) byOp.set(c.op, [...(byOp.get(c.op) ?? []), c]);
-  return [...byOp.values()].flatMap((list) => list.sort((a, b) => numel(a) - numel(b)).filter((c, i) => i < 4 || numel(c) < 2000).slice(0, 8));
+  return [...byOp.values()].flatMap((list) => bySize(list).filter((c, i) => i < 4 || numel(c) < 2000).slice(0, 8));
 }

@@ -100,10 +100,10 @@ function reordered(a: NdArray, order: readonly number[]): Float64Array {
 }
 
 /** The tensor of a drawn operand; with `order` a permuted view of a dense tensor in that memory order. */
-export function toTensor(a: Drawn): Tensor {
-  if (!a.order) return Tensor.from(a.data, a.shape, { dtype: a.dtype });
+export function toTensor(a: Drawn, device = 'cpu'): Tensor {
+  if (!a.order) return Tensor.from(a.data, a.shape, { dtype: a.dtype, device });
   const { order } = a;
-  using stored = Tensor.from(reordered(a, order), order.map((axis) => a.shape[axis]!), { dtype: a.dtype });
+  using stored = Tensor.from(reordered(a, order), order.map((axis) => a.shape[axis]!), { dtype: a.dtype, device });
   return permute(stored, order.map((_, i) => order.indexOf(i)));
 }
 

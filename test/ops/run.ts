@@ -3,9 +3,10 @@ import { apply } from '../../lib/ops/apply.js';
 import { opSchema } from '../../lib/tensor/run.js';
 import { Scope } from '../../lib/tensor/scope.js';
 import { isFloat } from '../../lib/tensor/dtype.js';
-import { Tensor } from '../../lib/tensor/tensor.js';
+import { byteSize, Tensor } from '../../lib/tensor/tensor.js';
 import type { OpCase } from './case.js';
 import { drawNormal, toTensor, type Drawn, type DrawnInputs } from './draw.js';
+import { poison } from './poison.js';
 
 /** An output or a gradient as it came back. */
 export interface Result {
@@ -17,8 +18,26 @@ export type ResultMap = Map<string, Result>;
 
 type Operands = Record<string, Tensor | Tensor[]>;
 
-function operandsOf(drawn: DrawnInputs): Operands {
-  return Object.fromEntries(Object.entries(drawn).map(([name, a]) => [name, Array.isArray(a) ? a.map(toTensor) : toTensor(a)]));
+/** Where and how a case runs. */
+export interface Target {
+  device: string;
+  /** fill the memory that a call gets with NaNs first */
+  poison?: boolean;
+  /** run everything twice and ask for the same bits */
+  twice?: boolean;
+}
+export const cpu: Target = { device: 'cpu' };
+
+function operandsOf(drawn: DrawnInputs, device: string): Operands {
+  const placed = (a: Drawn): Tensor => toTensor(a, device);
+  return Object.fromEntries(Object.entries(drawn).map(([name, a]) => [name, Array.isArray(a) ? a.map(placed) : placed(a)]));
+}
+
+/** Fills the memory that the next call gets with NaNs, where the target says so. */
+async function poisonFor(operands: Operands, target: Target): Promise<void> {
+  if (!target.poison) return;
+  const largest = Object.values(operands).flat().reduce((bytes, t) => Math.max(bytes, byteSize(t)), 0);
+  await poison(target.device, Math.max(2 ** 18, 4 * largest));
 }
 
 async function fetched(t: Tensor): Promise<Result> {
@@ -26,10 +45,12 @@ async function fetched(t: Tensor): Promise<Result> {
 }
 
 /** Runs a case on drawn operands: its outputs by name, and operands written in place by theirs (`name[i]` in a list). */
-export async function runForward(c: OpCase, drawn: DrawnInputs): Promise<ResultMap> {
+export async function runForward(c: OpCase, drawn: DrawnInputs, target = cpu): Promise<ResultMap> {
   using scope = new Scope();
-  const operands = scope.run(() => operandsOf(drawn));
-  const results = scope.run(() => apply(c.op, operands, c.attrs));
+  const { device } = target;
+  const operands = scope.run(() => operandsOf(drawn, device));
+  await poisonFor(operands, target);
+  const results = scope.run(() => apply(c.op, operands, c.attrs, device));
   const out: ResultMap = new Map();
   for (const [name, t] of Object.entries(results)) if (t) out.set(name, await fetched(t));
   for (const { name, mutates } of opSchema(c.op).inputs) {
@@ -78,9 +99,10 @@ export function drawUpstream(c: OpCase, outputs: ResultMap): Upstream {
 }
 
 /** The analytic gradients of sum(output * upstream), by input (`x`, or `x[i]` in a list); absent where the tape gives none. */
-export async function runGradients(c: OpCase, drawn: DrawnInputs, upstream: Upstream): Promise<ResultMap> {
+export async function runGradients(c: OpCase, drawn: DrawnInputs, upstream: Upstream, target = cpu): Promise<ResultMap> {
   using scope = new Scope();
-  const operands = scope.run(() => operandsOf(drawn));
+  const { device } = target;
+  const operands = scope.run(() => operandsOf(drawn, device));
   const leaves = new Map<Tensor, string>();
   for (const name of gradInputs(c)) {
     const t = operands[name]!;
@@ -89,10 +111,10 @@ export async function runGradients(c: OpCase, drawn: DrawnInputs, upstream: Upst
   }
   for (const t of leaves.keys()) t.requiresGrad = true;
   using tape = new Tape();
-  const grads = scope.run(() => {
-    const results = tape.record(() => apply(c.op, operands, c.attrs));
-    return tape.backwardAll([...upstream].map(([name, a]) => [results[name]!, toTensor({ ...a, dtype: results[name]!.dtype })] as const));
-  });
+  const results = scope.run(() => tape.record(() => apply(c.op, operands, c.attrs, device)));
+  const roots = scope.run(() => [...upstream].map(([name, a]) => [results[name]!, toTensor({ ...a, dtype: results[name]!.dtype }, device)] as const));
+  await poisonFor(operands, target);
+  const grads = scope.run(() => tape.backwardAll(roots));
   const out: ResultMap = new Map();
   for (const [t, g] of grads) out.set(leaves.get(t)!, await fetched(g));
   return out;
