@@ -62,7 +62,10 @@ export class Embedding extends Module {
   }
 }
 
-/** Stacks tensors along their first axis; the gradients are views of the stack's, not copies. */
+/**
+ * Stacks tensors along their first axis. Not concat's own rule: that of bf16 weights refuses their gradient, which linear gives
+ * in f32, and copies what can be a view.
+ */
 export function joinRows(parts: readonly Tensor[]): Tensor {
   const joined = noGrad(() => concat({ x: parts }, { axis: 0 }));
   let at = 0;
