@@ -10,7 +10,7 @@ import { readIndex, runCase } from './runner.js';
 const root = join(packageRoot, 'test', 'golden', 'data');
 const index = await readIndex(root);
 
-for (const dtype of ['f32', 'bf16'] as const)
+for (const dtype of ['f32', 'bf16', 'f16'] as const)
   for (const entry of index.cases)
     test.serial(`${entry.op}: ${entry.file}: ${dtype}`, async (t) => {
       t.deepEqual((await runCase(entry, index, { root, device: 'cpu', dtype })).problems, []);

@@ -23,7 +23,8 @@ export interface RunOptions {
   /** the folder of index.json */
   root: string;
   device: string;
-  dtype: 'f32' | 'bf16';
+  /** f16 is held to the limits of bf16 */
+  dtype: 'f32' | 'bf16' | 'f16';
 }
 
 /** An array of the file. */

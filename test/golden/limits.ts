@@ -17,10 +17,10 @@ function evaluated(value: unknown, stat: number, positions: ArrayLike<number>): 
 }
 
 /**
- * The limit of maxrel for tensor `name`.
+ * The limit of maxrel for tensor `name`; in f16 that of bf16.
  * @param stat stats[2] of the tensor: the error that rounding its operands to bf16 alone makes
  */
-export function limitOf(name: string, dtype: 'f32' | 'bf16', tolerances: Tolerances, stat = 0, positions: ArrayLike<number> = []): number {
+export function limitOf(name: string, dtype: 'f32' | 'bf16' | 'f16', tolerances: Tolerances, stat = 0, positions: ArrayLike<number> = []): number {
   const prefix = dtype === 'f32' ? 'fp32' : 'bf16';
   const keys = name.startsWith('grad.')
     ? [...(/^grad\.(A|dt_bias)$/.test(name) ? [`${prefix}_grad_A_dt_bias`] : []), `${prefix}_grad`]
@@ -29,6 +29,6 @@ export function limitOf(name: string, dtype: 'f32' | 'bf16', tolerances: Toleran
   // 'same' points from the gradients to the outputs
   const value = key === undefined ? undefined : tolerances[key] === 'same' ? tolerances[`${prefix}_out`] : tolerances[key];
   const listed = evaluated(value, stat, positions);
-  if (dtype === 'bf16') return Math.max(4 * stat, lowest, listed ?? 0);
+  if (dtype !== 'f32') return Math.max(4 * stat, lowest, listed ?? 0);
   return listed ?? (name.startsWith('grad.') ? absent.fp32_grad : absent.fp32_out);
 }
