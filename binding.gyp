@@ -55,6 +55,7 @@
       "sources": [
         "csrc/core/backends.cc",
         "csrc/core/dispatcher.cc",
+        "csrc/core/graph.cc",
         "csrc/core/kernels.cc",
         "csrc/core/pool.cc",
         "csrc/core/profile.cc",

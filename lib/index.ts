@@ -9,6 +9,7 @@ export type { DeviceMemory, KernelTime, MemoryStats } from './native/binding.js'
 export { startProfile, stopProfile } from './native/profile.js';
 export type { Dtype } from './tensor/dtype.js';
 export { Random } from './tensor/random.js';
+export { Graph } from './tensor/graph.js';
 export { Scope, scope, untracked } from './tensor/scope.js';
 export { sync, Tensor, type TensorData, type TensorOptions } from './tensor/tensor.js';
 export * from './ops/index.js';

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define MM_ABI_VERSION 1u
+#define MM_ABI_VERSION 2u
 #define MM_MAX_DIMS 6
 
 enum MMDtype { MM_F32 = 0, MM_BF16 = 1, MM_F16 = 2, MM_I32 = 3, MM_U8 = 4 };
@@ -67,13 +67,25 @@ typedef struct MMBackend {
 
   int32_t (*stream_create)(int32_t device, void** stream);
   void (*stream_destroy)(void* stream);
-  int32_t (*stream_wait)(void* stream, char* error, uint64_t error_size); /* blocks until the stream is idle */
 
   /* Memory comes and goes in the order of the stream, so that a block freed behind a kernel may be reused by the next. */
   int32_t (*allocate)(void* stream, uint64_t bytes, void** data, char* error, uint64_t error_size);
   void (*release)(void* stream, void* data, uint64_t bytes);
-  int32_t (*upload)(void* stream, void* dst, const void* host, uint64_t bytes);
-  int32_t (*read)(void* stream, void* host, const void* src, uint64_t bytes);
+  int32_t (*upload)(void* stream, void* dst, const void* host, uint64_t bytes, char* error, uint64_t error_size);
+  int32_t (*zero)(void* stream, void* dst, uint64_t bytes, char* error, uint64_t error_size);
+
+  /* Reading in two parts, so that the executor goes on queueing meanwhile: read_begin queues a copy of `bytes` (0: none,
+   * only the wait) and, where that takes time, gives a ticket; read_end, on any thread, waits for all that was queued
+   * before, fills `host` and frees the ticket. Without a ticket all is done already. */
+  int32_t (*read_begin)(void* stream, void* host, const void* src, uint64_t bytes, void** ticket, char* error, uint64_t error_size);
+  int32_t (*read_end)(void* ticket, char* error, uint64_t error_size);
+
+  /* A capture records what kernels put on the stream, instead of running it, and keeps the memory they used; a launch
+   * replays it with the same addresses. Null where the backend has none. */
+  int32_t (*capture_begin)(void* stream, char* error, uint64_t error_size);
+  int32_t (*capture_end)(void* stream, void** graph, char* error, uint64_t error_size);
+  int32_t (*graph_launch)(void* stream, void* graph, char* error, uint64_t error_size);
+  void (*graph_destroy)(void* stream, void* graph);
 } MMBackend;
 
 /* The one entry point of a device library. Null when `abi_version` is not the library's own. */

@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "core/graph.h"
 #include "core/kernels.h"
 #include "core/profile.h"
 
@@ -51,6 +52,9 @@ struct Task {
       workspace = stream->allocate(workspace_bytes, error, sizeof error);
       if (!workspace) return failed(op + ": workspace: " + error);
     }
+    if (stream->recording)
+      for (const Tensor& t : inputs)
+        if (!t.storage->captured) stream->recording->hold(t.storage);
     std::vector<MMTensorView> in, out;
     MMCall c = call(in, out);
     c.workspace = workspace, c.workspace_bytes = workspace_bytes;

@@ -16,6 +16,7 @@ Storage::~Storage() {
 bool Storage::materialize(char* error, uint64_t error_size) {
   if (data) return true;
   data = stream->allocate(bytes, error, error_size);
+  captured = stream->recording != nullptr;
   return data != nullptr;
 }
 

@@ -27,6 +27,7 @@ struct Storage {
   const std::shared_ptr<Stream> stream;
   const uint64_t bytes;
   void* data = nullptr;
+  bool captured = false;  // its memory is that of a graph, which keeps it
   int handles = 0;      // JavaScript handles, views included; touched by the environment's thread alone
   std::string poison;  // why the contents are invalid: the op that should have written them failed
 };

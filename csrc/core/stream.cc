@@ -12,7 +12,7 @@ std::shared_ptr<Stream> Stream::create(const MMBackend* backend, int32_t device,
     error = std::string("cannot create a stream on ") + s->deviceName();
     return nullptr;
   }
-  s->thread_ = std::thread([raw = s.get()] { raw->loop(); });
+  s->executor_.thread = std::thread([raw = s.get()] { raw->executor_.loop(); });
   return s;
 }
 
@@ -26,23 +26,30 @@ std::string Stream::deviceName() const {
   return name == "cpu" ? name : name + ":" + std::to_string(device_);
 }
 
-void Stream::enqueue(std::function<void()> task) {
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (stopping_) return;
-    queue_.push_back(std::move(task));
-  }
-  wake_.notify_one();
+void Stream::enqueue(std::function<void()> task) { executor_.push(std::move(task)); }
+
+void Stream::complete(std::function<void()> task) {
+  if (!completions_.thread.joinable()) completions_.thread = std::thread([this] { completions_.loop(); });
+  completions_.push(std::move(task));
 }
 
-void Stream::loop() {
+void Stream::Lane::push(std::function<void()> task) {
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (stopping) return;
+    queue.push_back(std::move(task));
+  }
+  wake.notify_one();
+}
+
+void Stream::Lane::loop() {
   lowerThreadPriority();
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(mutex);
   for (;;) {
-    wake_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
-    if (stopping_) return;
-    std::function<void()> task = std::move(queue_.front());
-    queue_.pop_front();
+    wake.wait(lock, [&] { return stopping || !queue.empty(); });
+    if (stopping) return;
+    std::function<void()> task = std::move(queue.front());
+    queue.pop_front();
     lock.unlock();
     task();
     task = nullptr;  // its references go before the next task starts, so that their memory can serve it
@@ -50,17 +57,22 @@ void Stream::loop() {
   }
 }
 
-void Stream::shutdown() {
+void Stream::Lane::shutdown() {
   std::deque<std::function<void()>> dropped;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stopping_ = true;
-    dropped.swap(queue_);
+    std::lock_guard<std::mutex> lock(mutex);
+    stopping = true;
+    dropped.swap(queue);
   }
-  wake_.notify_one();
-  if (!thread_.joinable()) return;
-  if (thread_.get_id() == std::this_thread::get_id()) thread_.detach();  // the last reference went inside a task
-  else thread_.join();
+  wake.notify_one();
+  if (!thread.joinable()) return;
+  if (thread.get_id() == std::this_thread::get_id()) thread.detach();  // the last reference went inside a task
+  else thread.join();
+}
+
+void Stream::shutdown() {
+  executor_.shutdown();
+  completions_.shutdown();
 }
 
 void* Stream::allocate(uint64_t bytes, char* error, uint64_t error_size) {

@@ -21,12 +21,16 @@ struct MemoryStats {
   std::atomic<int64_t> peak{0};
 };
 
+class Graph;
+
 class Stream : public std::enable_shared_from_this<Stream> {
  public:
   static std::shared_ptr<Stream> create(const MMBackend* backend, int32_t device, std::string& error);
   ~Stream();
 
   void enqueue(std::function<void()> task);
+  // Runs what waits for the device on a thread of its own, in order, so that the executor goes on. Called by tasks.
+  void complete(std::function<void()> task);
   // Drops what is queued, waits for the running task and ends the thread. Idempotent.
   void shutdown();
 
@@ -41,21 +45,29 @@ class Stream : public std::enable_shared_from_this<Stream> {
   int32_t device() const { return device_; }
   void* handle() const { return handle_; }
   MemoryStats& stats() { return stats_; }
+  Graph* recording = nullptr;  // the graph that the executor captures now; touched by its thread alone
   std::string deviceName() const;  // "cpu", "cuda:0"
 
  private:
   Stream(const MMBackend* backend, int32_t device) : backend_(backend), device_(device) {}
-  void loop();
+  // Tasks in order on one thread.
+  struct Lane {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::deque<std::function<void()>> queue;
+    bool stopping = false;
+    std::thread thread;
+
+    void push(std::function<void()> task);
+    void loop();
+    void shutdown();
+  };
 
   const MMBackend* const backend_;
   const int32_t device_;
   void* handle_ = nullptr;
   MemoryStats stats_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> queue_;
-  bool stopping_ = false;
-  std::thread thread_;
+  Lane executor_, completions_;
   std::mutex errorMutex_;
   std::string error_;
 };

@@ -180,7 +180,6 @@ int32_t streamCreate(int32_t, void** stream) {
   return MM_OK;
 }
 void streamDestroy(void*) {}
-int32_t streamWait(void*, char*, uint64_t) { return MM_OK; }
 int32_t allocate(void*, uint64_t bytes, void** data, char* error, uint64_t error_size) {
   *data = allocator().take(bytes);
   if (*data) return MM_OK;
@@ -188,18 +187,29 @@ int32_t allocate(void*, uint64_t bytes, void** data, char* error, uint64_t error
   return MM_ERR_OUT_OF_MEMORY;
 }
 void release(void*, void* data, uint64_t bytes) { allocator().give(data, bytes); }
-int32_t copyBytes(void*, void* dst, const void* src, uint64_t bytes) {
-  std::memcpy(dst, src, bytes);
+int32_t upload(void*, void* dst, const void* host, uint64_t bytes, char*, uint64_t) {
+  std::memcpy(dst, host, bytes);
   return MM_OK;
 }
+int32_t zero(void*, void* dst, uint64_t bytes, char*, uint64_t) {
+  std::memset(dst, 0, bytes);
+  return MM_OK;
+}
+int32_t readBegin(void*, void* host, const void* src, uint64_t bytes, void** ticket, char*, uint64_t) {
+  *ticket = nullptr;
+  if (bytes) std::memcpy(host, src, bytes);
+  return MM_OK;
+}
+int32_t readEnd(void*, char*, uint64_t) { return MM_OK; }
 
 }  // namespace
 
 const MMBackend* backend() {
   static const MMBackend* table = [] {
     static const auto* kernels = new std::vector<MMKernelEntry>(collectKernels());
-    return new MMBackend{MM_ABI_VERSION, sizeof(MMBackend), "cpu",  kernels->data(), kernels->size(), deviceCount,
-                         deviceInfo,     streamCreate,      streamDestroy, streamWait, allocate, release, copyBytes, copyBytes};
+    return new MMBackend{MM_ABI_VERSION, sizeof(MMBackend), "cpu",    kernels->data(), kernels->size(), deviceCount, deviceInfo, streamCreate,
+                         streamDestroy,  allocate,          release,  upload,          zero,            readBegin,   readEnd,    nullptr,
+                         nullptr,        nullptr,           nullptr};
   }();
   return table;
 }

@@ -8,33 +8,12 @@
 #include <cstdio>
 #include <cstring>
 
-#include "abi/backend.h"
+#define MM_CALL_NAMESPACE mm::cpu::MM_ISA
+#include "abi/call.h"
 #include "cpu/parallel.h"
 #include "cpu/simd/vec.h"
 
 namespace mm::cpu::MM_ISA {
-
-inline bool has(const MMCall* c, int slot) { return c->input_begin[slot + 1] > c->input_begin[slot]; }
-inline bool hasOut(const MMCall* c, int slot) { return c->output_begin[slot + 1] > c->output_begin[slot]; }
-inline int countIn(const MMCall* c, int slot) { return c->input_begin[slot + 1] - c->input_begin[slot]; }
-inline const MMTensorView& in(const MMCall* c, int slot, int i = 0) { return c->inputs[c->input_begin[slot] + i]; }
-inline const MMTensorView& out(const MMCall* c, int slot, int i = 0) { return c->outputs[c->output_begin[slot] + i]; }
-template <class A>
-const A& attrs(const MMCall* c) { return *static_cast<const A*>(c->attrs); }
-
-inline int64_t numel(const MMTensorView& v) {
-  int64_t n = 1;
-  for (int i = 0; i < v.ndim; i++) n *= v.shape[i];
-  return n;
-}
-inline int64_t lastDim(const MMTensorView& v) { return v.ndim ? v.shape[v.ndim - 1] : 1; }
-
-// Fails the call: the text names what was wrong and what would be right. `return fail(c, "...")`.
-template <class... T>
-int32_t fail(const MMCall* c, const char* format, T... args) {
-  std::snprintf(c->error, c->error_size, format, args...);
-  return MM_ERR_KERNEL;
-}
 
 // Calls f(T{}) with T = float, bf16 or f16 for a float dtype: dispatchFloat(x.dtype, [&](auto t) { using T = decltype(t); ... });
 template <class F>
@@ -45,9 +24,6 @@ auto dispatchFloat(int32_t dtype, F&& f) {
     default: return f(float{});
   }
 }
-template <class T>
-T* data(const MMTensorView& v) { return static_cast<T*>(v.data); }
-
 struct KernelList {
   const MMKernelEntry* entries;
   int count;

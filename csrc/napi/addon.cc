@@ -6,6 +6,7 @@
 
 #include "core/backends.h"
 #include "core/dispatcher.h"
+#include "core/graph.h"
 #include "core/kernels.h"
 #include "core/profile.h"
 #include "napi/environment.h"
@@ -228,11 +229,12 @@ Napi::Value fromBytes(const Napi::CallbackInfo& info) {
       storage->poison = error;
       return s.fail(error);
     }
-    static const std::vector<uint8_t> zeros(1 << 16);
-    if (staged) s.backend()->upload(s.handle(), storage->data, staged->data(), storage->bytes);
-    else
-      for (uint64_t at = 0; at < storage->bytes; at += zeros.size())
-        s.backend()->upload(s.handle(), static_cast<char*>(storage->data) + at, zeros.data(), std::min<uint64_t>(zeros.size(), storage->bytes - at));
+    const int32_t status = staged ? s.backend()->upload(s.handle(), storage->data, staged->data(), storage->bytes, error, sizeof error)
+                                  : s.backend()->zero(s.handle(), storage->data, storage->bytes, error, sizeof error);
+    if (status != MM_OK) {
+      storage->poison = error;
+      s.fail(error);
+    }
   });
   return wrapTensor(env, std::move(t));
 }
@@ -261,22 +263,21 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
   void* host = buffer.Data();  // the fence's reference keeps it alive; nobody sees it before the promise resolves
   const std::shared_ptr<Stream> stream = t.storage->stream;
-  return Environment::of(env).fence(env, stream, buffer, [t, host, bytes]() -> std::string {
+  return Environment::of(env).fence(env, stream, buffer, [t, host, bytes](void*& ticket) -> std::string {
     if (!t.storage->poison.empty()) return t.storage->poison;
     Stream& s = *t.storage->stream;
     char error[512] = "";
-    if (bytes) s.backend()->read(s.handle(), host, t.view().data, bytes);
-    if (s.backend()->stream_wait(s.handle(), error, sizeof error) != MM_OK) return error;
-    return {};
+    const void* source = bytes ? t.view().data : nullptr;
+    return s.backend()->read_begin(s.handle(), host, source, bytes, &ticket, error, sizeof error) == MM_OK ? "" : error;
   });
 }
 
 Napi::Value synchronize(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<Stream>& stream = Environment::of(env).stream(env, info[0].As<Napi::String>());
-  return Environment::of(env).fence(env, stream, env.Undefined(), [s = stream.get()]() -> std::string {
+  return Environment::of(env).fence(env, stream, env.Undefined(), [s = stream.get()](void*& ticket) -> std::string {
     char error[512] = "";
-    return s->backend()->stream_wait(s->handle(), error, sizeof error) == MM_OK ? "" : error;
+    return s->backend()->read_begin(s->handle(), nullptr, nullptr, 0, &ticket, error, sizeof error) == MM_OK ? "" : error;
   });
 }
 
@@ -323,6 +324,63 @@ Napi::Value profile(const Napi::CallbackInfo& info) {
   return all;
 }
 
+constexpr napi_type_tag kGraphTag = {0x6d6d6d616d626121ull, 0x2b9e07c5d1f84a13ull};
+using GraphPointer = std::shared_ptr<Graph>;
+
+GraphPointer& graphOf(Napi::Value value) {
+  bool tagged = false;
+  if (!value.IsExternal() || napi_check_object_type_tag(value.Env(), value, &kGraphTag, &tagged) != napi_ok || !tagged)
+    throw makeError(value.Env(), "ERR_ARGUMENT", "the argument is not a graph of mmmamba");
+  GraphPointer& graph = *value.As<Napi::External<GraphPointer>>().Data();
+  if (!graph) throw makeError(value.Env(), "ERR_DISPOSED", "the graph was used after dispose()");
+  return graph;
+}
+
+// captureBegin(device) -> graph; what is run on the device until captureEnd(graph) is recorded instead
+Napi::Value captureBegin(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::shared_ptr<Stream>& stream = Environment::of(env).stream(env, info[0].As<Napi::String>());
+  if (!stream->backend()->capture_begin)
+    throw makeError(env, "ERR_UNSUPPORTED", stream->deviceName() + " has no graphs; call the function itself each time");
+  auto* graph = new GraphPointer(std::make_shared<Graph>(stream));
+  auto external = Napi::External<GraphPointer>::New(env, graph, [](Napi::Env, GraphPointer* p) {
+    // Destroyed in the stream's order: a replay may be queued still.
+    if (*p) (*p)->stream()->enqueue([kept = *p] {});
+    delete p;
+  });
+  napi_type_tag_object(env, external, &kGraphTag);
+  stream->enqueue([g = *graph] {
+    const std::string error = g->begin();
+    if (!error.empty()) g->stream()->fail("capture: " + error);
+  });
+  return external;
+}
+
+// captureEnd(graph) -> Promise: rejected where something in between could not be captured
+Napi::Value captureEnd(const Napi::CallbackInfo& info) {
+  const GraphPointer graph = graphOf(info[0]);
+  return Environment::of(info.Env()).fence(info.Env(), graph->stream(), info.Env().Undefined(), [graph](void*&) -> std::string {
+    const std::string error = graph->end(), first = graph->stream()->takeError();
+    return first.empty() ? error : first;
+  });
+}
+
+Napi::Value replayGraph(const Napi::CallbackInfo& info) {
+  const GraphPointer graph = graphOf(info[0]);
+  graph->stream()->enqueue([graph] {
+    const std::string error = graph->replay();
+    if (!error.empty()) graph->stream()->fail("replay: " + error);
+  });
+  return info.Env().Undefined();
+}
+
+Napi::Value disposeGraph(const Napi::CallbackInfo& info) {
+  GraphPointer& graph = graphOf(info[0]);
+  graph->stream()->enqueue([kept = graph] {});
+  graph.reset();
+  return info.Env().Undefined();
+}
+
 Napi::Value listBackends(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array all = Napi::Array::New(env);
@@ -363,6 +421,10 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("memoryStats", Napi::Function::New(env, memoryStats));
   exports.Set("resetPeak", Napi::Function::New(env, resetPeak));
   exports.Set("profile", Napi::Function::New(env, profile));
+  exports.Set("captureBegin", Napi::Function::New(env, captureBegin));
+  exports.Set("captureEnd", Napi::Function::New(env, captureEnd));
+  exports.Set("replay", Napi::Function::New(env, replayGraph));
+  exports.Set("disposeGraph", Napi::Function::New(env, disposeGraph));
   exports.Set("backends", Napi::Function::New(env, listBackends));
   exports.Set("setSearch", Napi::Function::New(env, setSearch));
   return exports;

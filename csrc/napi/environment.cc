@@ -73,17 +73,23 @@ const std::shared_ptr<Stream>& Environment::stream(Napi::Env env, const std::str
   return streams_.emplace(device, std::move(s)).first->second;
 }
 
-Napi::Promise Environment::fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result,
-                                 std::function<std::string()> work) {
+Napi::Promise Environment::fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result, Begin begin) {
   auto* waiter = new Waiter{Napi::Promise::Deferred::New(env), {}, {}};
   if (result.IsObject()) waiter->result = Napi::Reference<Napi::Value>::New(result, 1);
   if (pending_++ == 0) wake_.Ref(env);
   Stream* raw = stream.get();
-  raw->enqueue([this, raw, waiter, work = std::move(work)] {
-    waiter->error = work();
-    const std::string sticky = raw->takeError();
-    if (waiter->error.empty()) waiter->error = sticky;
-    wake_.NonBlockingCall(waiter, [this](Napi::Env e, Napi::Function, Waiter* w) { settle(e, w); });
+  raw->enqueue([this, raw, waiter, begin = std::move(begin)] {
+    void* ticket = nullptr;
+    waiter->error = begin(ticket);
+    if (waiter->error.empty()) waiter->error = raw->takeError();
+    else raw->takeError();
+    const auto finish = [this, waiter] { wake_.NonBlockingCall(waiter, [this](Napi::Env e, Napi::Function, Waiter* w) { settle(e, w); }); };
+    if (!ticket) return finish();
+    raw->complete([raw, ticket, waiter, finish] {
+      char error[512] = "";
+      if (raw->backend()->read_end(ticket, error, sizeof error) != MM_OK && waiter->error.empty()) waiter->error = error;
+      finish();
+    });
   });
   return waiter->deferred.Promise();
 }

@@ -23,9 +23,10 @@ class Environment {
   const std::shared_ptr<Stream>& stream(Napi::Env env, const std::string& device);
   const std::map<std::string, std::shared_ptr<Stream>>& streams() const { return streams_; }
 
-  // A promise that settles when the stream has passed this point: rejected by the first failure since the last wait,
-  // or by `check` (the poison of the tensor that is read). `work` runs on the stream's thread before.
-  Napi::Promise fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result, std::function<std::string()> work);
+  // A promise that settles when the device has passed this point: rejected by the first failure since the last wait, or
+  // by what `begin` returns. `begin` runs on the stream's thread and may give a ticket of the backend's read_begin.
+  using Begin = std::function<std::string(void*& ticket)>;
+  Napi::Promise fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result, Begin begin);
 
   void setSearch(const std::string& backend, std::vector<std::string> paths) { search_[backend] = std::move(paths); }
   const std::vector<std::string>& search(const std::string& backend) { return search_[backend]; }

@@ -1,5 +1,7 @@
 /** The raw surface of the addon (csrc/napi/addon.cc). Only lib/native and lib/tensor touch it. */
 declare const handleBrand: unique symbol;
+declare const graphBrand: unique symbol;
+export type GraphHandle = { readonly [graphBrand]: true };
 export type Handle = { readonly [handleBrand]: true };
 
 /** [handle, dtype code, shape, strides in elements, offset in elements] */
@@ -75,6 +77,10 @@ export interface Binding {
   memoryStats(): MemoryStats;
   resetPeak(): void;
   profile(on: boolean): KernelTime[];
+  captureBegin(device: string): GraphHandle;
+  captureEnd(graph: GraphHandle): Promise<void>;
+  replay(graph: GraphHandle): void;
+  disposeGraph(graph: GraphHandle): void;
   backends(): RawBackend[];
   setSearch(backend: string, paths: string[]): void;
 }
