@@ -105,7 +105,7 @@ export class Tape implements Disposable {
         for (const [root, given] of roots) {
           if (!given && root.size !== 1)
             throw new MmError('ERR_SHAPE', `backward() starts from one element; the shape is [${root.shape.join(', ')}]: give the upstream gradient`);
-          accumulate(grads, root, given ? run('copy', { x: given })['y']! : Tensor.full(root.shape, 1, { device: root.device, dtype: root.dtype }));
+          accumulate(grads, root, given ? run('copy', { x: given })['y']! : onesLike(root));
         }
         while (this.#nodes.length) {
           const node = this.#nodes.pop()!;
@@ -150,6 +150,13 @@ export class Tape implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Made on the device: nothing is uploaded, so that a graph can hold it. */
+function onesLike(t: Tensor): Tensor {
+  const ones = Tensor.zeros(t.shape, { device: t.device, dtype: t.dtype });
+  run('fill', { x: ones }, { value: 1 });
+  return ones;
 }
 
 function accumulate(grads: Map<Tensor, Tensor>, t: Tensor, g: Tensor): void {

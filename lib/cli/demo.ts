@@ -39,7 +39,7 @@ export function demo(): Command {
     .option('--batch-size <n>', 'pictures of one update', count, defaultBatch)
     .option('--longest-context <n>', 'tokens', context, 32_768)
     .addOption(
-      new Option('--dtype <name>', 'what to compute in; auto: bf16 where the processor has instructions for it')
+      new Option('--dtype <name>', 'what to compute in; auto: bf16 where the device has instructions for it')
         .choices(['auto', 'f32', 'bf16'])
         .default('auto'),
     )

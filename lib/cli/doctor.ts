@@ -52,8 +52,21 @@ function loadedAddon(): string {
   return sharedObjects.find((path) => path === override || /mmmamba[^/\\]*\.node$/.test(path)) ?? 'loaded';
 }
 
+/** A GPU as backends() describes it, in a line. */
+function gpuText(device: Record<string, unknown>, index: number, driver: string | null): string {
+  const text = (key: string): string => String(device[key] ?? 'unknown');
+  return [
+    `cuda:${index} ${text('name')}`,
+    `capability ${text('capability')}`,
+    `${text('multiprocessors')} multiprocessors`,
+    gib(Number(device['totalBytes'] ?? 0)),
+    `CUDA ${text('cuda')}`,
+    `driver ${driver ?? 'unknown'} for CUDA up to ${text('driverCuda')}`,
+  ].join(', ');
+}
+
 async function native(): Promise<Check[]> {
-  const { backends } = await import('../native/backends.js');
+  const { backends, nvidiaDriver } = await import('../native/backends.js');
   let found: ReturnType<typeof backends>;
   try {
     found = backends();
@@ -62,21 +75,23 @@ async function native(): Promise<Check[]> {
   }
   const checks: Check[] = [{ name: 'addon', status: 'ok', found: loadedAddon() }];
   for (const { name, available, reason, library, devices } of found) {
-    const shown = devices.map((d) =>
-      Object.entries(d)
-        .filter(([key]) => key !== 'gemm' && key !== 'cachedBytes')
-        .map(([key, value]) => `${key} ${String(value)}`)
-        .join(', '),
+    const shown = devices.map((d, i) =>
+      name === 'cuda'
+        ? gpuText(d, i, nvidiaDriver())
+        : Object.entries(d)
+            .filter(([key]) => key !== 'gemm' && key !== 'cachedBytes')
+            .map(([key, value]) => `${key} ${String(value)}`)
+            .join(', '),
     );
     checks.push({
       name,
       // The GPU is a choice, the CPU is not.
       status: available ? 'ok' : name === 'cpu' ? 'fail' : 'warn',
-      found: available ? [...shown, ...(library ? [library] : [])].join('; ') : `absent: ${reason ?? 'unknown reason'}`,
+      found: available ? [...shown, ...(library ? [library] : [])].join('\n') : `absent: ${reason ?? 'unknown reason'}${library ? ` (${library})` : ''}`,
       remedy:
         available || name === 'cpu'
           ? undefined
-          : 'only needed for --device cuda: build it with npm run build:cuda on a machine with a CUDA toolkit, or set MMMAMBA_CUDA_PATH',
+          : `only needed for --device cuda${library ? '' : ': build it with npm run build:cuda on a machine with a CUDA toolkit, or set MMMAMBA_CUDA_PATH'}`,
     });
     if (name === 'cpu') for (const device of devices) checks.push(gemmCheck(String(device['gemm'])));
   }

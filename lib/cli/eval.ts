@@ -6,7 +6,7 @@ interface Options extends CommonOptions {
   model: string;
   kinds: 'all' | 'name' | 'group' | 'yesno';
   batchSize: number;
-  dtype: 'f32' | 'bf16';
+  dtype: 'f32' | 'bf16' | 'f16';
   json: boolean;
 }
 

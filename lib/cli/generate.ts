@@ -10,7 +10,7 @@ interface Options extends CommonOptions {
   temperature: number;
   topK: number;
   topP: number;
-  dtype: 'f32' | 'bf16';
+  dtype: 'f32' | 'bf16' | 'f16';
   json: boolean;
 }
 

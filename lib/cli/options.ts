@@ -47,7 +47,7 @@ function deviceName(text: string): string {
 
 /** `--dtype`, of the forward passes. */
 export function computeDtype(command: Command): Command {
-  return command.addOption(new Option('--dtype <name>', 'what to compute in').choices(['f32', 'bf16']).default('f32'));
+  return command.addOption(new Option('--dtype <name>', 'what to compute in').choices(['f32', 'bf16', 'f16']).default('f32'));
 }
 
 /** Options of commands that train. */

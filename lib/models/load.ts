@@ -21,8 +21,7 @@ const unusedNames = ['language_model.model.tok_embeddings.weight', 'embedding_mo
 
 /** A device name as tensors report it: 'auto' resolved, 'cuda' as 'cuda:0'. */
 export function placementOf(options: Partial<Placement> = {}): Placement {
-  const device = resolveDevice(options.device ?? 'cpu');
-  return { device: device === 'cuda' ? 'cuda:0' : device, dtype: options.dtype ?? 'f32' };
+  return { device: resolveDevice(options.device ?? 'cpu'), dtype: options.dtype ?? 'f32' };
 }
 
 /** A tensor of a file on a device; belongs to no scope. @throws MmError ERR_FILE_FORMAT for a dtype that weights cannot have */

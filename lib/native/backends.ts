@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { binding } from './loader.js';
 
 /** One device backend, as `backends()` reports it. */
@@ -17,6 +18,15 @@ export function backends(): BackendInfo[] {
   return binding()
     .backends()
     .map((b) => ({ ...b, name: b.name as BackendInfo['name'], devices: b.devices.map((d) => JSON.parse(d) as Record<string, unknown>) }));
+}
+
+/** Version of the NVIDIA kernel driver, such as '580.159.04'; null where there is none. */
+export function nvidiaDriver(): string | null {
+  try {
+    return /Kernel Module\s+(?:for \S+\s+)?([\d.]+)/.exec(readFileSync('/proc/driver/nvidia/version', 'utf8'))?.[1] ?? null;
+  } catch {
+    return null;
+  }
 }
 
 let told = false;

@@ -6,7 +6,7 @@ import { fileError } from '../io/fail.js';
 import { readJsonl } from '../io/jsonl.js';
 import { convertLayout, seedStudent, withAttentionLayers } from '../models/seed.js';
 import type { VisionLanguageModel } from '../models/model.js';
-import { backends } from '../native/backends.js';
+import { backends, resolveDevice } from '../native/backends.js';
 import { MmError } from '../native/errors.js';
 import { saveModelFolder } from './checkpoint.js';
 import { presets, type Stages } from './config.js';
@@ -28,7 +28,7 @@ export interface DemoOptions extends Omit<RunOptions, 'resume'> {
   readonly steps: number;
   readonly batchSize: number;
   readonly seed: number;
-  /** of the forward and backward passes; 'auto': bf16 where the processor has instructions for it */
+  /** of the forward and backward passes; 'auto': bf16 where the device has instructions for it */
   readonly dtype: 'f32' | 'bf16' | 'auto';
   /** longest context that is measured, a power of two from 1,024 on */
   readonly longestContext: number;
@@ -53,7 +53,7 @@ export function demoStages(steps: number, batchSize: number): Stages {
   };
 }
 
-/** bf16 is as good for this task, and faster only where the processor multiplies it. */
+/** bf16 is as good for this task, and faster only where the device multiplies it. */
 function fastDtype(device: string): 'f32' | 'bf16' {
   const cpu = backends().find(({ name }) => name === 'cpu');
   return device !== 'cpu' || /bf16|amx/.test(String(cpu?.devices[0]?.['gemm'])) ? 'bf16' : 'f32';
@@ -73,7 +73,8 @@ function contextLengths(longest: number): number[] {
  * @throws MmError ERR_ABORTED when stopped
  */
 export async function runDemo(options: DemoOptions): Promise<DemoResult> {
-  const { out, device, progress, signal, seed, steps, batchSize, longestContext } = options;
+  const { out, progress, signal, seed, steps, batchSize, longestContext } = options;
+  const device = resolveDevice(options.device);
   const began = performance.now();
   const dtype = options.dtype === 'auto' ? fastDtype(device) : options.dtype;
   try {
@@ -183,7 +184,9 @@ export async function runDemo(options: DemoOptions): Promise<DemoResult> {
 function facts(options: DemoOptions, seconds: number, teacher: VisionLanguageModel, layers: readonly number[], stages: Stages): ReportData['facts'] {
   const parameters = teacher.parameters().reduce((sum, p) => sum + p.size, 0);
   const rates = [stages.stage1, stages.stage2, stages.stage3].map(({ lr }) => lr.toExponential(0)).join(', ');
-  const backend = backends().find(({ name }) => options.device.startsWith(name) || (options.device === 'auto' && name === 'cpu'));
+  const { device, dtype } = teacher.placement;
+  const [backend, index = '0'] = device.split(':');
+  const about = backends().find(({ name }) => name === backend)?.devices[Number(index)] ?? {};
   return [
     [
       'machine',
@@ -195,7 +198,7 @@ function facts(options: DemoOptions, seconds: number, teacher: VisionLanguageMod
         `Node ${process.version}`,
       ].join(', '),
     ],
-    ['device', `${options.device}, ${teacher.placement.dtype}: ${JSON.stringify(backend?.devices[0] ?? {})}`],
+    ['device', `${device}, ${dtype}: ${JSON.stringify(about)}`],
     ['duration', `${Math.round(seconds)} s, measurements included`],
     ['teacher', `${(parameters / 1e6).toFixed(1)} M parameters, ${teacher.blocks.length} layers of attention`],
     ['hybrid', `layers ${layers.join(', ')} of ${teacher.blocks.length} stay attention`],

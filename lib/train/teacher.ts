@@ -9,7 +9,7 @@ import { Random } from '../tensor/random.js';
 import { Tensor } from '../tensor/tensor.js';
 import { loadMoments, openRun, saveCheckpoint, saveModelFolder } from './checkpoint.js';
 import type { DataConfig, TeacherModelConfig, TrainTeacherConfig } from './config.js';
-import { EmojiLoader } from './data/emoji/index.js';
+import { EmojiLoader, loaderWorkers } from './data/emoji/index.js';
 import { evaluate, type Scores } from './evaluate.js';
 import { train, type Objective } from './loop.js';
 import { MetricsFile } from './metrics.js';
@@ -119,6 +119,7 @@ export async function trainTeacher(config: TrainTeacherConfig, run: RunOptions, 
   if (state) await loadMoments(last, optimizer, state.step, placement.device);
   await using source = new EmojiLoader(task.batches({ batchSize: config.optim.batchSize, seed: dataSeed(config.seed, 0) }), {
     firstStep: state?.step ?? 0,
+    workers: loaderWorkers(placement.device),
   });
   await train({
     stage: 'teacher',

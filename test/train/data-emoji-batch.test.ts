@@ -186,6 +186,8 @@ test('the loader gives the batches of the same steps in order, and resumes exact
     t.is(step, i);
     t.deepEqual(batch, direct.batch(i));
   });
+  await using several = new EmojiLoader(options(), { workers: 3, ahead: 1 });
+  for (const one of first) t.deepEqual(await several.next(), one);
   await using resumed = new EmojiLoader(options(), { firstStep: 3 });
   t.deepEqual(await resumed.next(), first[3]);
   t.deepEqual(await resumed.next(), first[4]);
@@ -211,6 +213,7 @@ test('wrong loader options throw at once', (t) => {
   t.throws(() => new EmojiLoader(options({ batchSize: 0 })), { code: 'ERR_ARGUMENT' });
   t.throws(() => new EmojiLoader(options(), { firstStep: 0.5 }), { code: 'ERR_ARGUMENT' });
   t.throws(() => new EmojiLoader(options(), { ahead: 0 }), { code: 'ERR_ARGUMENT' });
+  t.throws(() => new EmojiLoader(options(), { workers: 0 }), { code: 'ERR_ARGUMENT' });
 });
 
 test('speed of whole batches', async (t) => {

@@ -1,6 +1,6 @@
 import type { VisionLanguageModel } from '../../models/model.js';
 import type { MseStage, KlStage, Stages } from '../config.js';
-import { EmojiLoader } from '../data/emoji/index.js';
+import { EmojiLoader, loaderWorkers } from '../data/emoji/index.js';
 import { train, type Best, type LoopOptions } from '../loop.js';
 import { AdamW } from '../optimizer.js';
 import { dataSeed } from '../run.js';
@@ -37,7 +37,10 @@ export async function runStage(options: StageOptions): Promise<Best | null> {
   using optimizer = new AdamW(parameters, settings);
   await from?.load(optimizer);
   const firstStep = from?.step ?? 0;
-  await using source = new EmojiLoader(task.batches({ batchSize: settings.batchSize, seed: dataSeed(seed, stage) }), { firstStep });
+  await using source = new EmojiLoader(task.batches({ batchSize: settings.batchSize, seed: dataSeed(seed, stage) }), {
+    firstStep,
+    workers: loaderWorkers(student.placement.device),
+  });
   return await train({
     stage: options.title ?? `stage ${stage}`,
     optimisation: settings,

@@ -6,6 +6,8 @@ import type { Batch, BatchOptions } from './batch.js';
 export interface WorkerStart {
   options: BatchOptions;
   firstStep: number;
+  /** from one step to the next */
+  stride: number;
   /** batches that may lie finished and unfetched */
   ahead: number;
 }
@@ -17,7 +19,7 @@ export interface LoadedBatch {
 }
 
 // One message from the loader = one batch fetched = one more may be made.
-const { options, firstStep, ahead } = workerData as WorkerStart;
+const { options, firstStep, stride, ahead } = workerData as WorkerStart;
 const batches = new EmojiBatches(options);
 let step = firstStep;
 for (let i = 0; i < ahead; i++) send();
@@ -25,7 +27,7 @@ parentPort!.on('message', send);
 
 function send(): void {
   const message: LoadedBatch = { step, batch: batches.batch(step) };
-  step++;
+  step += stride;
   const { inputIds, positionIds, attentionMask, labels, answerMask, pixelValues, imageFlags } = message.batch;
   const buffers = [inputIds, positionIds, attentionMask, labels, answerMask, pixelValues, imageFlags];
   parentPort!.postMessage(
