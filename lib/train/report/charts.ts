@@ -21,8 +21,9 @@ export interface Axis {
   readonly format?: (value: number) => string;
 }
 
-const width = 720;
-const height = 340;
+/** About a column of a wide page; on a phone it shrinks by a fifth, and its letters can still be read. */
+const width = 420;
+const height = 300;
 
 /** One chart as an `<svg>` that fills its container; `label` is read to those who do not see it. */
 function draw(option: EChartsCoreOption, label: string): string {
@@ -31,9 +32,9 @@ function draw(option: EChartsCoreOption, label: string): string {
     chart.setOption({
       animation: false,
       textStyle: { fontFamily: 'inherit' },
-      legend: { top: 0, itemGap: 28, textStyle: { color: text } },
-      grid: { left: 64, right: 24, top: 40, bottom: 48 },
+      grid: { left: 66, right: 16, top: 36, bottom: 46 },
       ...option,
+      legend: { top: 0, itemGap: 24, itemWidth: 18, textStyle: { color: text }, ...(option['legend'] as object | undefined) },
     });
     const title = label.replaceAll(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
     return chart.renderToSVGString().replace(/^<svg width="\d+" height="\d+"/, `<svg role="img" aria-label="${title}"`);
@@ -49,7 +50,7 @@ const axis = ({ name, log, format }: Axis, vertical: boolean) => ({
   type: log ? ('log' as const) : ('value' as const),
   name,
   nameLocation: 'middle' as const,
-  nameGap: vertical ? 48 : 30,
+  nameGap: vertical ? 50 : 28,
   nameTextStyle: { color: muted },
   axisLabel: label(format),
   axisLine: line,
@@ -95,17 +96,20 @@ export function lineChart(lines: readonly Line[], x: Axis, y: Axis, title: strin
   );
 }
 
-/** Bars side by side over categories, and one dashed line to compare them with. */
+const dashes = 'path://M0,5h12v2h-12zM18,5h12v2h-12z';
+
+/** Bars side by side over categories, each with its value as `barLabel` writes it, and one dashed line to compare them with. */
 export function barChart(
   categories: readonly string[],
   bars: readonly (Series & { readonly values: readonly (number | null)[] })[],
   reference: Series & { readonly value: number },
   y: Axis,
+  barLabel: (value: number) => string,
   title: string,
 ): string {
-  const format = y.format ?? String;
   return draw(
     {
+      legend: { data: [...bars.map(({ name }) => ({ name })), { name: reference.name, icon: dashes }] },
       xAxis: { type: 'category', data: [...categories], axisLabel: { color: text }, axisLine: line, axisTick: { show: false } },
       yAxis: { ...axis(y, true), min: 0 },
       series: [
@@ -119,7 +123,7 @@ export function barChart(
             show: true,
             position: 'top',
             color: text,
-            formatter: ({ value }: { value: number | null }) => (value === null ? '' : format(value)),
+            formatter: ({ value }: { value: number | null }) => (value === null ? '' : barLabel(value)),
           },
         })),
         {
@@ -134,11 +138,11 @@ export function barChart(
             symbol: 'none',
             data: [{ yAxis: reference.value }],
             lineStyle: { color: reference.color, type: 'dashed', width: 2 },
-            label: { position: 'end', color: text, formatter: format(reference.value) },
+            label: { show: false },
           },
         },
       ],
-      grid: { left: 64, right: 64, top: 40, bottom: 32 },
+      grid: { left: 66, right: 16, top: 36, bottom: 28 },
     },
     title,
   );

@@ -18,7 +18,6 @@ export interface ReportData {
   context: { model: ModelName; points: { tokens: number; msPerToken: number; bytes: number }[] }[];
 }
 
-const names: Record<ModelName, string> = { teacher: 'teacher (attention)', linear: 'mmMamba-linear', hybrid: 'mmMamba-hybrid' };
 const color = (model: ModelName | 'both'): string => `var(--${model === 'both' ? 'teacher' : model})`;
 
 export const escapeHtml = (text: string): string => text.replaceAll(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
@@ -49,30 +48,32 @@ function accuracy(data: ReportData): string {
   const students = (['linear', 'hybrid'] as const).filter((model) => data.results.some((r) => r.model === model));
   const chart = barChart(
     stages,
-    students.map((model) => ({ name: names[model], color: color(model), values: stages.map((stage) => of(model, stage)?.name ?? null) })),
-    { name: names.teacher, color: color('teacher'), value: teacher.name },
-    { name: 'exact names', format: percent },
+    students.map((model) => ({ name: model, color: color(model), values: stages.map((stage) => of(model, stage)?.name ?? null) })),
+    { name: `teacher, ${percent(teacher.name)}`, color: color('teacher'), value: teacher.name },
+    { name: 'exact names, %', format: (value) => String(Math.round(100 * value)) },
+    (value) => (100 * value).toFixed(1),
     'Exact names on the unseen artist by stage',
   );
-  const relative = (value: number): string => `${percent(value)} <small>${Math.round((100 * value) / teacher.name)} % of the teacher</small>`;
+  const asked = (['group', 'yesNo'] as const).filter((kind) => data.results.some((r) => r[kind] !== undefined));
   const rows = data.results.map((r) => [
-    escapeHtml(names[r.model]),
+    r.model,
     escapeHtml(r.stage),
-    r.model === 'teacher' ? percent(r.name) : relative(r.name),
-    r.group === undefined ? '' : percent(r.group),
-    r.yesNo === undefined ? '' : percent(r.yesNo),
-    String(r.questions),
+    percent(r.name),
+    `${Math.round((100 * r.name) / teacher.name)} %`,
+    ...asked.map((kind) => (r[kind] === undefined ? '' : percent(r[kind]))),
   ]);
+  const head = ['model', 'after', 'exact names', 'of teacher', ...asked.map((kind) => ({ group: 'groups', yesNo: 'yes/no' })[kind])];
   return `<section><h2>Accuracy by stage</h2>
-<p>Full names, exact, by greedy decoding, of the drawings of an artist that neither model was trained on.</p>
-${chart}${table(['model', 'after', 'exact names', 'groups', 'yes/no', 'drawings'], rows)}</section>`;
+<p>Full names, exact, by greedy decoding, of ${teacher.questions} drawings by an artist that no model was trained on.
+The teacher has softmax attention in every layer; mmMamba-linear has none, mmMamba-hybrid some.</p>
+<div class="columns"><div>${chart}</div>${table(head, rows)}</div></section>`;
 }
 
 function losses(data: ReportData): string {
   const titles = new Map<string, Line[]>();
   for (const { model, stage, points } of data.losses) {
     const curve = {
-      name: model === 'both' ? 'all mixers' : names[model],
+      name: model === 'both' ? 'all mixers' : model,
       color: color(model),
       points: thin(points.filter(([, y]) => Number.isFinite(y) && y > 0)),
     };
@@ -104,7 +105,7 @@ function context(data: ReportData): string {
   if (data.context.length === 0) return '';
   const lines = (pick: (p: ReportData['context'][number]['points'][number]) => number): Line[] =>
     data.context.map(({ model, points }) => ({
-      name: names[model],
+      name: model,
       color: color(model),
       marks: true,
       points: points.map((p) => [p.tokens, pick(p)] as const),
@@ -127,19 +128,19 @@ function context(data: ReportData): string {
   const memory = lineChart(
     lines((p) => p.bytes),
     x,
-    { name: 'memory', log: true, format: byteText },
+    { name: 'memory of the context', log: true, format: byteText },
     'Memory by length of the context',
   );
   return `<section><h2>Long contexts</h2><p>Time of the next token (the median of up to 200, the lengths taking turns), and memory of
 what is remembered of the context (the state of a mixer, the keys and values of attention), at batch 1.
 The values of the context are random: neither depends on them.</p>
-<div class="columns">${figure(time, 'time per token')}${figure(memory, 'memory of the context')}</div>
+<div class="columns"><div>${time}</div><div>${memory}</div></div>
 ${table(['tokens', ...data.context.flatMap(({ model }) => [`${model}: time`, `${model}: memory`])], rows)}</section>`;
 }
 
 const style = `
 :root{color-scheme:light dark;--bg:#fbfbfd;--card:#fff;--text:#1d2330;--muted:#667085;--grid:#dde1e8;
---teacher:#6b7280;--linear:#2563eb;--hybrid:#d97706}
+--teacher:#6b7280;--linear:#2563eb;--hybrid:#c2570c}
 @media (prefers-color-scheme:dark){:root{--bg:#11141a;--card:#1a1f28;--text:#e6e9ef;--muted:#98a1b2;--grid:#323a48;
 --teacher:#a3adbd;--linear:#6ea8fe;--hybrid:#f5a742}}
 *{box-sizing:border-box}
@@ -154,10 +155,10 @@ svg{width:100%;height:auto;display:block;font-family:inherit}
 figure{margin:0}
 figcaption{color:var(--muted);text-align:center;font-size:.9rem}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;margin-top:1rem;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;width:100%;margin-top:1rem;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--grid);white-space:nowrap}
 th{color:var(--muted);font-weight:600}
-small{color:var(--muted)}
+.scroll th:first-child,.scroll td:first-child{position:sticky;left:0;background:var(--card)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:1rem}
 article{border:1px solid var(--grid);border-radius:8px;padding:.75rem;text-align:center}
 article img{background:#fff;border-radius:6px}
@@ -165,7 +166,11 @@ article h3{font-size:1rem;margin:.5rem 0}
 dl{display:grid;grid-template-columns:auto 1fr;gap:.1rem .6rem;margin:0;text-align:left;font-size:.9rem}
 dd{margin:0}
 .facts td:first-child{color:var(--muted)}
-.facts td{white-space:normal}`;
+.facts td+td{white-space:normal;overflow-wrap:anywhere}
+@media (max-width:520px){section{padding:1rem .75rem}
+article{display:grid;grid-template:auto 1fr/72px 1fr;column-gap:.75rem;text-align:left}
+article img{grid-row:1/3;width:72px;height:72px}
+article h3{margin:0 0 .25rem}}`;
 
 /** The report as one HTML document that needs nothing beside it: drawings as inline SVG, pictures as data URIs. */
 export function reportHtml(data: ReportData): string {
@@ -173,7 +178,7 @@ export function reportHtml(data: ReportData): string {
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>${escapeHtml(data.title)}</title><style>${style}</style></head>
-<body><main><h1>${escapeHtml(data.title)}</h1><p>${escapeHtml(data.date)}</p>
+<body><main><h1>${escapeHtml(data.title)}</h1><p>${escapeHtml(new Date(data.date).toUTCString())}</p>
 ${accuracy(data)}
 ${samples(data)}
 ${context(data)}
