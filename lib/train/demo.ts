@@ -181,12 +181,16 @@ export async function runDemo(options: DemoOptions): Promise<DemoResult> {
   }
 }
 
+/** What a device tells of the moment rather than of itself. */
+const changing = new Set(['liveBytes', 'cachedBytes', 'peakBytes', 'allocations']);
+
 function facts(options: DemoOptions, seconds: number, teacher: VisionLanguageModel, layers: readonly number[], stages: Stages): ReportData['facts'] {
   const parameters = teacher.parameters().reduce((sum, p) => sum + p.size, 0);
   const rates = [stages.stage1, stages.stage2, stages.stage3].map(({ lr }) => lr.toExponential(0)).join(', ');
   const { device, dtype } = teacher.placement;
   const [backend, index = '0'] = device.split(':');
   const about = backends().find(({ name }) => name === backend)?.devices[Number(index)] ?? {};
+  const described = Object.entries(about).flatMap(([key, value]) => (changing.has(key) ? [] : [`${key} ${String(value)}`]));
   return [
     [
       'machine',
@@ -198,7 +202,7 @@ function facts(options: DemoOptions, seconds: number, teacher: VisionLanguageMod
         `Node ${process.version}`,
       ].join(', '),
     ],
-    ['device', `${device}, ${dtype}: ${JSON.stringify(about)}`],
+    ['device', [device, dtype, ...described].join(', ')],
     ['duration', `${Math.round(seconds)} s, measurements included`],
     ['teacher', `${(parameters / 1e6).toFixed(1)} M parameters, ${teacher.blocks.length} layers of attention`],
     ['hybrid', `layers ${layers.join(', ')} of ${teacher.blocks.length} stay attention`],
