@@ -1,0 +1,349 @@
+// attentionKvCache: few queries over many keys, bound by the bytes of the cache. Rows are the queries of all heads of a group,
+// row t being head t % group of query t / group, since they read the same keys; a block takes a tile of rows and a split of the
+// keys they see. The number of splits is chosen on the host by the capacity of the cache and the size of the device; a split is
+// that part of the keys that exist, which only the device knows. A split leaves its maximum, sum and unnormalised o in the
+// workspace, and a second kernel joins them in the order of the splits; a single split writes its result itself. Lengths are
+// forced into [0, Lmax].
+//
+// Tensor cores: tiles of 16 rows. Each warp takes every fourth 16 keys through its own ring of cp.async stages, without block
+// barriers, and the warps' results are joined in order at the end.
+// General: 4 rows (or one); a group of lanes holds one key, 16 bytes a lane where addresses allow, and keeps a running softmax of
+// its own; 4 keys are in flight in every group.
+//
+// kvCacheAppend: cache[b, positions[b] + t] = x[b, t], copied in the largest units that fit. When any position does not fit,
+// nothing is written.
+#pragma once
+#include "cuda/attention_forward.cuh"
+
+namespace mm::cuda {
+
+struct SplitPlan {
+  int rows;             // group * Lq
+  int tileRows, tiles;  // rows of a tile; tiles of a key-value head
+  int splits, least;    // a split holds a multiple of `least` keys
+  int depth;            // floats of a partial row of o
+  float *o, *top, *total;  // (owner, split, tileRows, depth), (owner, split, tileRows); top in base 2
+};
+
+// What a block works on: owner = (batch entry, key-value head, tile of rows), neighbours in that order.
+struct SplitItem {
+  AttentionSequence s;
+  int kvHead, row, rows, split;  // the tile's first row and rows; rows == 0: none of its own
+  int64_t partial;               // (owner, split)
+  Span keys;
+};
+__device__ __forceinline__ SplitItem splitItem(const AttentionProblem& p, const SplitPlan& plan) {
+  SplitItem x;
+  const int owners = p.sequences * p.kvHeads * plan.tiles, owner = int(blockIdx.x) % owners;
+  x.split = int(blockIdx.x) / owners;
+  x.kvHead = owner % p.kvHeads;
+  x.row = owner / p.kvHeads % plan.tiles * plan.tileRows;
+  x.rows = min(plan.tileRows, plan.rows - x.row);
+  x.s = p.sequence(owner / p.kvHeads / plan.tiles);
+  x.partial = int64_t(owner) * plan.splits + x.split;
+  const int begin = p.keysOf(x.s, x.row / p.group).begin, end = p.keysOf(x.s, (x.row + x.rows - 1) / p.group).end;
+  const int length = max(end - begin, 0), part = ((length + plan.splits - 1) / plan.splits + plan.least - 1) / plan.least * plan.least;
+  const int64_t first = begin + int64_t(x.split) * part;
+  x.keys = {int(min(first, int64_t(end))), int(min(first + part, int64_t(end)))};
+  return x;
+}
+
+// Writes column group `j` (N channels) of one finished row, or of its partial.
+template <class T, int N>
+__device__ __forceinline__ void writeRow(const AttentionProblem& p, const SplitPlan& plan, const SplitItem& item, const ForwardOperands<T>& x,
+                                         int row, int j, const float (&o)[N], float top, float total) {
+  if (plan.splits > 1) {
+    const int64_t at = item.partial * plan.tileRows + row;
+    storeFloats<N>(plan.o + at * plan.depth + j, o);
+    if (j == 0) plan.top[at] = top, plan.total[at] = total;
+    return;
+  }
+  if (row >= item.rows) return;
+  const int query = (item.row + row) / p.group, head = item.kvHead * p.group + (item.row + row) % p.group;
+  T* to = x.o.at(item.s.batch, query, head);
+  const float factor = total == 0.f ? 0.f : 1.f / total;
+#pragma unroll
+  for (int e = 0; e < N; e++)
+    if (j + e < p.dim) to[j + e] = fromFloat<T>(o[e] * factor);
+  if (x.lse && j == 0)
+    x.lse[(int64_t(item.s.batch) * p.heads + head) * p.queries + query] = total == 0.f ? -INFINITY : fmaf(top, kLn2, logf(total));
+}
+
+// ---- tensor cores
+template <int D>
+struct SplitTile {
+  static constexpr int warps = D > 128 ? 2 : 4, threads = warps * 32, stages = 3, pieces = tilePieces(D), rowBytes = pieces * 16;
+  static constexpr int operand = 16 * rowBytes, ring = stages * 2 * operand;  // bytes of 16 keys; of a warp
+  static constexpr int shared = warps * ring + warps * 16 * 2 * 4;            // and top, total of the warps
+  static_assert(16 * D * 4 <= ring, "the ring holds a warp's o at the end");
+};
+
+template <class T, int D>
+__global__ void __launch_bounds__(SplitTile<D>::threads, 2) attentionSplitMmaKernel(AttentionProblem p, SplitPlan plan, ForwardOperands<T> x) {
+  using Tile = SplitTile<D>;
+  constexpr int PIECES = Tile::pieces, STAGES = Tile::stages;
+  extern __shared__ __align__(128) char shared[];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const SplitItem item = splitItem(p, plan);
+  const AttentionSequence& s = item.s;
+  char* const own = shared + warp * Tile::ring;
+  const uint32_t ring = sharedAddress(own), lanesA = rowsFirst<PIECES>(lane), lanesB = piecesFirst<PIECES>(lane);
+
+  // The queries pass through the stage that is filled last.
+  const uint32_t qTile = ring + (STAGES - 1) * 2 * Tile::operand;
+  for (int i = lane; i < 16 * PIECES; i += 32) {
+    const int row = i / PIECES, piece = i % PIECES, t = item.row + row;
+    const bool valid = row < item.rows && piece * 8 < p.dim;
+    const T* from = x.q.at(s.batch, valid ? t / p.group : 0, item.kvHead * p.group + (valid ? t % p.group : 0));
+    copyAsync16(qTile + swizzled<PIECES>(row, piece), valid ? from + piece * 8 : from, valid);
+  }
+  commitAsync();
+  const T *k = x.k.at(s.batch, s.firstKey, item.kvHead), *v = x.v.at(s.batch, s.firstKey, item.kvHead);
+  int loadKey = item.keys.begin + warp * 16, stage = 0;
+  const auto load = [&] {
+    if (loadKey < item.keys.end) {
+      loadTile<16, PIECES, 32>(ring + stage * 2 * Tile::operand, k + loadKey * x.k.row, x.k.row, item.keys.end - loadKey, p.dim, lane);
+      loadTile<16, PIECES, 32>(ring + stage * 2 * Tile::operand + Tile::operand, v + loadKey * x.v.row, x.v.row, item.keys.end - loadKey, p.dim, lane);
+    }
+    commitAsync();
+    loadKey += Tile::warps * 16;
+    stage = stage + 1 == STAGES ? 0 : stage + 1;
+  };
+#pragma unroll
+  for (int i = 0; i < STAGES - 1; i++) load();
+  waitAsync<STAGES - 1>();
+  __syncwarp();
+  uint32_t q[D / 16][1][4];
+#pragma unroll
+  for (int i = 0; i < D / 16; i++) ldmatrix4(q[i][0], blockAddress<PIECES>(qTile, lanesA, 0, i * 2));
+  __syncwarp();
+
+  float o[1][D / 8][4] = {};
+  Softmax<1> softmax;
+  softmax.reset();
+  // Keys that each of the two rows of this lane sees, and those that all rows see.
+  Span seen[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) seen[h] = p.keysOf(s, (item.row + min(h * 8 + lane / 4, item.rows - 1)) / p.group);
+  const Span common = {p.keysOf(s, (item.row + item.rows - 1) / p.group).begin, p.keysOf(s, item.row / p.group).end};
+  int use = 0;
+#pragma unroll 1
+  for (int key = item.keys.begin + warp * 16; key < item.keys.end; key += Tile::warps * 16) {
+    load();
+    waitAsync<STAGES - 1>();
+    __syncwarp();
+    const uint32_t kTile = ring + use * 2 * Tile::operand, vTile = kTile + Tile::operand;
+    float w[1][2][4] = {};
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+      uint32_t fb[4];
+      ldmatrix4(fb, blockAddress<PIECES>(kTile, lanesB, 0, i * 2));
+      mma161616<T>(w[0][0], w[0][1], q[i][0], fb);
+    }
+    if (key < common.begin || key + 16 > min(common.end, item.keys.end)) {
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          const int j = key + n * 8 + lane % 4 * 2 + e % 2;
+          if (j < seen[e / 2].begin || j >= min(seen[e / 2].end, item.keys.end)) w[0][n][e] = -INFINITY;
+        }
+    }
+    softmax.raise(w, o, p.scaleLog2);
+    softmax.weigh(w[0][0], 0, p.scaleLog2);
+    softmax.weigh(w[0][1], 0, p.scaleLog2);
+    uint32_t a[1][4];
+    packFragment<T>(a[0], w[0][0], w[0][1]);
+    addRows<T, D, 1>(o, a, vTile, 0, lanesA);
+    __syncwarp();
+    use = use + 1 == STAGES ? 0 : use + 1;
+  }
+
+  // The warps' results meet in shared memory: o in the ring of each, top and total behind the rings.
+  waitAsync<0>();
+  __syncwarp();
+  float *part = reinterpret_cast<float*>(own), *stats = reinterpret_cast<float*>(shared + Tile::warps * Tile::ring);
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int row = h * 8 + lane / 4;
+    const float total = softmax.sum(0, h);
+    if (lane % 4 == 0) stats[warp * 32 + row] = softmax.top[0][h] * p.scaleLog2, stats[warp * 32 + 16 + row] = total;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+      *reinterpret_cast<float2*>(part + row * D + n * 8 + lane % 4 * 2) = make_float2(o[0][n][h * 2], o[0][n][h * 2 + 1]);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < item.rows * (D / 4); i += Tile::threads) {
+    const int row = i / (D / 4), j = i % (D / 4) * 4;
+    float top = -INFINITY, total = 0.f, sum[4] = {};
+#pragma unroll
+    for (int w = 0; w < Tile::warps; w++) top = fmaxf(top, stats[w * 32 + row]);
+#pragma unroll
+    for (int w = 0; w < Tile::warps; w++) {
+      const float weight = stats[w * 32 + row] == -INFINITY ? 0.f : exp2f(stats[w * 32 + row] - top);
+      total = fmaf(weight, stats[w * 32 + 16 + row], total);
+      const float4 y = *reinterpret_cast<const float4*>(reinterpret_cast<const float*>(shared + w * Tile::ring) + row * D + j);
+      sum[0] = fmaf(weight, y.x, sum[0]), sum[1] = fmaf(weight, y.y, sum[1]);
+      sum[2] = fmaf(weight, y.z, sum[2]), sum[3] = fmaf(weight, y.w, sum[3]);
+    }
+    writeRow(p, plan, item, x, row, j, sum, top, total);
+  }
+}
+
+// ---- general
+// Rows of up to D channels in vectors of V; a group of lanes shares a key, each lane E channels of it.
+template <int V, int D, int R>
+struct LaneTile {
+  static constexpr int threads = 128, lanes = D / V < 32 ? D / V : 32, E = D / lanes, groups = threads / lanes, keys = 4;
+  static constexpr int shared = groups * R * (D + 2) * 4;
+};
+
+template <class T, int V, int D, int R>
+__global__ void __launch_bounds__(128) attentionSplitKernel(AttentionProblem p, SplitPlan plan, ForwardOperands<T> x) {
+  using Tile = LaneTile<V, D, R>;
+  constexpr int E = Tile::E, LANES = Tile::lanes, KEYS = Tile::keys;
+  extern __shared__ __align__(128) char shared[];
+  const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+  const SplitItem item = splitItem(p, plan);
+  const AttentionSequence& s = item.s;
+  // Channel of element e: vectors of a row go round the lanes.
+  const auto channel = [&](int e) { return (lane + e / V * LANES) * V + e % V; };
+
+  float q[R][E], o[R][E] = {}, top[R], total[R];
+  Span seen[R];
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int t = item.row + min(r, item.rows - 1);
+    const T* from = x.q.at(s.batch, t / p.group, item.kvHead * p.group + t % p.group);
+#pragma unroll
+    for (int e = 0; e < E; e++) q[r][e] = channel(e) < p.dim ? toFloat(from[channel(e)]) * p.scaleLog2 : 0.f;
+    top[r] = -INFINITY, total[r] = 0.f;
+    seen[r] = p.keysOf(s, t / p.group);
+  }
+  const T *k = x.k.at(s.batch, s.firstKey, item.kvHead), *v = x.v.at(s.batch, s.firstKey, item.kvHead);
+  for (int first = item.keys.begin; first < item.keys.end; first += Tile::groups * KEYS) {
+    float fk[KEYS][E], fv[KEYS][E];
+#pragma unroll
+    for (int u = 0; u < KEYS; u++) {
+      const int key = first + u * Tile::groups + group;
+#pragma unroll
+      for (int e = 0; e < E; e += V) {
+        float a[V] = {}, b[V] = {};
+        if (key < item.keys.end && channel(e) < p.dim) {
+          loadFloats<V>(k + key * x.k.row + channel(e), a);
+          loadFloats<V>(v + key * x.v.row + channel(e), b);
+        }
+#pragma unroll
+        for (int i = 0; i < V; i++) fk[u][e + i] = a[i], fv[u][e + i] = b[i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      float score[KEYS], largest = top[r];
+#pragma unroll
+      for (int u = 0; u < KEYS; u++) {
+        const int key = first + u * Tile::groups + group;
+        float dot = 0.f;
+#pragma unroll
+        for (int e = 0; e < E; e++) dot = fmaf(q[r][e], fk[u][e], dot);
+#pragma unroll
+        for (int offset = LANES / 2; offset > 0; offset /= 2) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+        score[u] = key >= seen[r].begin && key < min(seen[r].end, item.keys.end) ? dot : -INFINITY;
+        largest = fmaxf(largest, score[u]);
+      }
+      const float factor = top[r] == -INFINITY ? 0.f : exp2f(top[r] - largest), base = largest == -INFINITY ? 0.f : largest;
+      top[r] = largest;
+      total[r] *= factor;
+#pragma unroll
+      for (int e = 0; e < E; e++) o[r][e] *= factor;
+#pragma unroll
+      for (int u = 0; u < KEYS; u++) {
+        const float weight = exp2f(score[u] - base);
+        total[r] += weight;
+#pragma unroll
+        for (int e = 0; e < E; e++) o[r][e] = fmaf(weight, fv[u][e], o[r][e]);
+      }
+    }
+  }
+
+  float *part = reinterpret_cast<float*>(shared), *stats = part + Tile::groups * R * D;
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    if (lane == 0) stats[(group * R + r) * 2] = top[r], stats[(group * R + r) * 2 + 1] = total[r];
+#pragma unroll
+    for (int e = 0; e < E; e++) part[(group * R + r) * D + channel(e)] = o[r][e];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < item.rows * plan.depth; i += Tile::threads) {
+    const int r = i / plan.depth, j = i % plan.depth;
+    float largest = -INFINITY, sum[1] = {}, all = 0.f;
+    for (int g = 0; g < Tile::groups; g++) largest = fmaxf(largest, stats[(g * R + r) * 2]);
+    for (int g = 0; g < Tile::groups; g++) {
+      const float weight = stats[(g * R + r) * 2] == -INFINITY ? 0.f : exp2f(stats[(g * R + r) * 2] - largest);
+      all = fmaf(weight, stats[(g * R + r) * 2 + 1], all);
+      sum[0] = fmaf(weight, part[(g * R + r) * D + j], sum[0]);
+    }
+    writeRow(p, plan, item, x, r, j, sum, largest, all);
+  }
+}
+
+// ---- joining the splits: a block a row; each lane four channels of every n-th split, these sums in order
+constexpr int kMostSplits = 128;
+
+template <class T>
+__global__ void __launch_bounds__(128) attentionJoinSplitsKernel(AttentionProblem p, SplitPlan plan, ForwardOperands<T> x) {
+  __shared__ float weights[kMostSplits], scratch[32];
+  __shared__ float4 sums[128];
+  const int head = int(blockIdx.x) % p.heads, query = int(blockIdx.x) / p.heads % p.queries, b = int(blockIdx.x) / p.heads / p.queries;
+  const int t = query * p.group + head % p.group, splits = plan.splits;
+  const int64_t owner = (int64_t(b) * plan.tiles + t / plan.tileRows) * p.kvHeads + head / p.group;
+  const int64_t first = owner * splits * plan.tileRows + t % plan.tileRows;  // of split 0; the next ones tileRows further each
+  const float top = int(threadIdx.x) < splits ? plan.top[first + int64_t(threadIdx.x) * plan.tileRows] : -INFINITY;
+  const float largest = blockReduce<Max>(top, scratch);
+  const float weight = top == -INFINITY ? 0.f : exp2f(top - largest);
+  const float total = blockReduce(weight == 0.f ? 0.f : weight * plan.total[first + int64_t(threadIdx.x) * plan.tileRows], scratch);
+  if (int(threadIdx.x) < splits) weights[threadIdx.x] = weight;
+  __syncthreads();
+  const int lanes = plan.depth / 4, parts = 128 / lanes, j = int(threadIdx.x) % lanes * 4;
+  float4 sum = {};
+#pragma unroll 4
+  for (int i = int(threadIdx.x) / lanes; i < splits; i += parts) {
+    const float w = weights[i];
+    if (w == 0.f) continue;
+    const float4 y = *reinterpret_cast<const float4*>(plan.o + (first + int64_t(i) * plan.tileRows) * plan.depth + j);
+    sum.x = fmaf(w, y.x, sum.x), sum.y = fmaf(w, y.y, sum.y), sum.z = fmaf(w, y.z, sum.z), sum.w = fmaf(w, y.w, sum.w);
+  }
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (int(threadIdx.x) >= lanes) return;
+  for (int i = 1; i < parts; i++) {
+    const float4 y = sums[threadIdx.x + i * lanes];
+    sum.x += y.x, sum.y += y.y, sum.z += y.z, sum.w += y.w;
+  }
+  const float factor = total == 0.f ? 0.f : 1.f / total, o[4] = {sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor};
+  T* to = x.o.at(b, query, head);
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (j + e < p.dim) to[j + e] = fromFloat<T>(o[e]);
+  if (x.lse && threadIdx.x == 0)
+    x.lse[(int64_t(b) * p.heads + head) * p.queries + query] = total == 0.f ? -INFINITY : fmaf(largest, kLn2, logf(total));
+}
+
+// ---- kvCacheAppend: a block a token
+// Rows of `units` units U from x (batch, added, heads) to cache; strides in units.
+template <class U>
+__global__ void __launch_bounds__(128) kvCacheAppendKernel(HeadView<U> cache, HeadView<const U> x, const int32_t* __restrict__ positions, int batch,
+                                                           int added, int heads, int units, int capacity) {
+  bool bad = false;
+  for (int b = threadIdx.x; b < batch; b += blockDim.x) bad |= positions[b] < 0 || positions[b] > capacity - added;
+  if (__syncthreads_or(bad)) return;
+  const int b = int(blockIdx.x) / added, t = int(blockIdx.x) % added;
+  U* to = cache.at(b, positions[b] + t, 0);
+  const U* from = x.at(b, t, 0);
+  for (int i = threadIdx.x; i < heads * units; i += blockDim.x) {
+    const int h = i / units, unit = i % units;
+    to[h * cache.head + unit] = from[h * x.head + unit];
+  }
+}
+
+}  // namespace mm::cuda

@@ -1,0 +1,172 @@
+#include "cuda/causal_conv1d_backward.cuh"
+
+#include "cuda/common/rows.cuh"
+#include "cuda/common/strided.cuh"
+#include "ops/causal_conv1d.h"
+
+namespace mm::cuda {
+namespace {
+
+using namespace ops::causal_conv1d_bwd;
+
+template <class T>
+struct Same {
+  static constexpr int K = 1, M = 1;
+  using In = T;
+  using Out = T;
+  template <int V>
+  __device__ __forceinline__ void operator()(const T (&x)[1][V], T (&y)[1][V]) const {
+#pragma unroll
+    for (int i = 0; i < V; i++) y[0][i] = x[0][i];
+  }
+};
+
+// Blocks of 256 threads, two of which a multiprocessor holds, take slices in turns: as long ones as still give all of them work.
+struct RowsPlan {
+  int lanes, each = 64;
+  int64_t columns, slices, parts;
+
+  RowsPlan(const MMTensorView& x, int V, int multiprocessors) {
+    const int64_t vectors = ceilDiv(x.shape[1], V), batch = x.shape[0], length = x.shape[2];
+    lanes = convColumns(vectors);
+    columns = ceilDiv(vectors, lanes);
+    const int64_t resident = int64_t(multiprocessors) * 2 / columns, most = resident > 0 ? resident : 1, rows = 256 / lanes;
+    while (each > 8 && batch * ceilDiv(length, each) < most * rows) each /= 2;
+    slices = ceilDiv(length, each);
+    const int64_t groups = ceilDiv(batch * slices, rows);
+    parts = groups < most ? groups : most;
+  }
+};
+
+// Everything that shapes and strides decide, and the workspace.
+struct Plan {
+  const MMTensorView &x, &dy;
+  int64_t width;
+  ConvPath path;
+  bool copies;  // dY, to x's layout
+  int64_t parts = 1, sumsEach = 0;
+  void* copy;
+  float *sums, *gradients;
+  uint64_t bytes;
+
+  explicit Plan(const MMCall* c, Scratch s) : x(in(c, X)), dy(in(c, DY)), width(in(c, WEIGHT).shape[1]) {
+    const int multiprocessors = deviceOf(c).multiprocessors;
+    path = convPath(x, width, has(c, CU_SEQLENS));
+    if (hasOut(c, DX) && !followsPath(path, out(c, DX))) path = ConvPath::elements;
+    copies = !followsPath(path, dy);
+    if (path == ConvPath::rows) {
+      const RowsPlan vectors(x, kConvVector, multiprocessors), single(x, 1, multiprocessors);
+      parts = vectors.parts > single.parts ? vectors.parts : single.parts;
+    } else if (path == ConvPath::lines) {
+      parts = x.shape[0] * lines(multiprocessors).runs;
+    }
+    sumsEach = (hasOut(c, DWEIGHT) ? x.shape[1] * width : 0) + (hasOut(c, DBIAS) ? x.shape[1] : 0);
+    copy = s.take<char>(copies ? numel(x) * (x.dtype == MM_F32 ? 4 : 2) : 0);
+    sums = s.take<float>(parts * sumsEach);
+    gradients = s.take<float>(path == ConvPath::elements ? numel(x) : 0);
+    bytes = s.bytes();
+  }
+  ConvLines lines(int multiprocessors, bool vectors = false) const {
+    return convLines(ceilDiv(x.shape[2], x.dtype == MM_F32 ? 4 : 8), x.shape[0] * x.shape[1], multiprocessors, vectors);
+  }
+  // dY in x's layout.
+  MMTensorView copied() const {
+    MMTensorView v = dy;
+    const int64_t channels = x.shape[1], length = x.shape[2];
+    v.data = copy;
+    v.stride[0] = channels * length;
+    v.stride[1] = path == ConvPath::rows ? 1 : length;
+    v.stride[2] = path == ConvPath::rows ? channels : 1;
+    return v;
+  }
+};
+
+uint64_t workspace(const MMCall* c) { return Plan(c, Scratch()).bytes; }
+
+template <class T, int W, int V>
+int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, const ConvGradients<T>& to, int64_t& parts) {
+  const RowsPlan rows(plan.x, V, deviceOf(c).multiprocessors);
+  parts = rows.parts;
+  return launch(c, causalConv1dRowsBwdKernel<T, W, V>, dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, 256 / rows.lanes), 0, v, to, unsigned(rows.columns),
+      rows.slices, rows.each, rows.parts);
+}
+
+template <class T>
+int32_t launchElements(const MMCall* c, const Plan& plan, const Conv<T>& v, const ConvGradients<T>& to) {
+  const dim3 grid = convGrid(numel(plan.x), 256), block(256);
+  const bool channelFastest = plan.x.stride[1] < plan.x.stride[2];
+  if (const int32_t status = launch(c, causalConv1dElementsGradientKernel<T>, grid, block, 0, v, to, plan.gradients, channelFastest)) return status;
+  if (to.dx)
+    if (const int32_t status = launch(c, causalConv1dElementsBwdKernel<T>, grid, block, 0, v, to, plan.gradients, channelFastest)) return status;
+  return launch(c, causalConv1dElementsWeightKernel<T>, dim3(plan.sumsEach ? unsigned(v.channels * (v.width + 1)) : 0), block, 0, v, to, plan.gradients, channelFastest);
+}
+
+template <class T>
+int32_t backward(const MMCall* c) {
+  const Plan plan(c, Scratch(c));
+  const auto& x = plan.x;
+  const Conv<T> v = convOf<T>(x, in(c, WEIGHT), has(c, BIAS) ? &in(c, BIAS) : nullptr, has(c, INITIAL_STATES) ? &in(c, INITIAL_STATES) : nullptr,
+      has(c, CU_SEQLENS) ? &in(c, CU_SEQLENS) : nullptr, attrs<Attrs>(c).activation == ops::causal_conv1d::SILU);
+  MMTensorView dy = plan.dy;
+  if (plan.copies) {
+    const MMTensorView copied = plan.copied();
+    const MMTensorView* const views[2] = {&dy, &copied};
+    T* const result[1] = {data<T>(copied)};
+    if (const int32_t status = map(c, Same<T>{}, views, copied, result)) return status;
+    dy = copied;
+  }
+  ConvGradients<T> to = {};
+  to.dy = data<const T>(dy);
+  to.dyBatch = dy.stride[0], to.dyChannel = dy.stride[1], to.dyTime = dy.stride[2];
+  to.finalStates = has(c, DFINAL_STATES) ? data<const T>(in(c, DFINAL_STATES)) : nullptr;
+  if (hasOut(c, DX)) {
+    const auto& dx = out(c, DX);
+    to.dx = data<T>(dx);
+    to.dxBatch = dx.stride[0], to.dxChannel = dx.stride[1], to.dxTime = dx.stride[2];
+  }
+  to.sumsEach = plan.sumsEach;
+  to.weightSums = hasOut(c, DWEIGHT) ? plan.sums : nullptr;
+  to.biasSums = hasOut(c, DBIAS) ? plan.sums + (hasOut(c, DWEIGHT) ? v.channels * v.width : 0) : nullptr;
+  T* states = hasOut(c, DINITIAL_STATES) ? data<T>(out(c, DINITIAL_STATES)) : nullptr;
+  // The walkers write the gradient of the initial states on their way, but for packed sequences, of which some may be empty.
+  const bool apart = plan.path == ConvPath::elements || v.sequences.starts || v.length == 0;
+  if (states && apart) {
+    to.initialStates = states;
+    const int64_t count = v.sequences.count * v.channels * (v.width - 1);
+    if (const int32_t status = launch(c, causalConv1dInitialStatesBwdKernel<T>, convGrid(count, 256), dim3(256), 0, v, to)) return status;
+  }
+  to.initialStates = apart ? nullptr : states;
+  int64_t parts = numel(x) ? plan.parts : 0;
+  int32_t status = MM_OK;
+  if (numel(x) && (to.dx || to.initialStates || plan.sumsEach)) {
+    if (plan.path == ConvPath::elements) {
+      status = launchElements<T>(c, plan, v, to);
+    } else {
+      status = dispatchTaps(v.width, [&](auto taps) {
+        constexpr int W = decltype(taps)::value, V = kConvVector;
+        if (plan.path == ConvPath::rows) {
+          const bool vectors = convVectors<T>(x, 1, V) && convVectors<T>(dy, 1, V) && (!to.dx || convVectors<T>(out(c, DX), 1, V)) &&
+              aligned(16, v.weight.data, v.bias.data);
+          return vectors ? launchRows<T, W, V>(c, plan, v, to, parts) : launchRows<T, W, 1>(c, plan, v, to, parts);
+        }
+        constexpr int N = kVector<T>;
+        const bool vectors = convVectors<T>(x, 2, N) && convVectors<T>(dy, 2, N) && (!to.dx || convVectors<T>(out(c, DX), 2, N));
+        const ConvLines lines = plan.lines(deviceOf(c).multiprocessors, vectors);
+        return launch(c, causalConv1dLinesBwdKernel<T, W>, convGrid(v.batch * v.channels * lines.runs * lines.lanes, 128), dim3(128), 0, v, to, lines);
+      });
+    }
+  }
+  if (status != MM_OK || !plan.sumsEach) return status;
+  float* dWeight = hasOut(c, DWEIGHT) ? data<float>(out(c, DWEIGHT)) : nullptr;
+  float* dBias = hasOut(c, DBIAS) ? data<float>(out(c, DBIAS)) : nullptr;
+  return addPartials<float>(c, plan.sums, dWeight, dBias, parts, plan.sumsEach, dWeight ? v.channels * v.width : 0);
+}
+
+int32_t causalConv1dBackward(const MMCall* c) {
+  return dispatchFloat(in(c, X).dtype, [&](auto t) { return backward<decltype(t)>(c); });
+}
+
+}  // namespace
+}  // namespace mm::cuda
+
+MM_CUDA_KERNELS(causal_conv1d_backward, {"causalConv1dBackward", "rows, lines or elements", nullptr, workspace, causalConv1dBackward})

@@ -1,0 +1,227 @@
+// copy, copyInto, cast, fill: y = x over any layouts. Copies know bytes, not dtypes: one launch moves up to kCopyParts parts
+// (the tensors of concat, the zeros and the gradient of sliceBackward), each with its own layout, in units of the largest
+// power of two up to 16 bytes that all rows, strides and addresses are multiples of; what is left of one long dense axis goes
+// byte by byte. A part without a source is filled with a pattern. Transposing copies take the tiles of common/strided.cuh.
+#pragma once
+#include <vector>
+
+#include "cuda/common/strided.cuh"
+
+namespace mm::cuda {
+
+constexpr int kCopyParts = 16, kCopyUnroll = 4;  // 16 parts are 3.3 KB of the 4 KB of kernel parameters
+
+struct CopyPart {
+  const char* src;  // null: the pattern
+  char* dst;
+  uint32_t units, tail;  // tail: bytes behind the units
+  uint32_t firstBlock;
+  Layout<2> layout;  // source, target
+};
+
+template <int N>
+struct CopyParts {
+  int32_t count;
+  CopyPart part[N];
+};
+
+template <class E, int N>
+__global__ void __launch_bounds__(kMapThreads) copyKernel(const __grid_constant__ CopyParts<N> parts,
+                                                          const __grid_constant__ uint4 pattern) {
+  int which = 0;
+  while (which + 1 < parts.count && blockIdx.x >= parts.part[which + 1].firstBlock) which++;
+  const CopyPart& part = parts.part[which];
+  const uint32_t block = blockIdx.x - part.firstBlock, first = block * (kMapThreads * kCopyUnroll) + threadIdx.x;
+  const E* src = reinterpret_cast<const E*>(part.src);
+  E* dst = reinterpret_cast<E*>(part.dst);
+  E x[kCopyUnroll];
+  int64_t to[kCopyUnroll];
+#pragma unroll
+  for (int u = 0; u < kCopyUnroll; u++) {
+    const uint32_t i = first + u * kMapThreads;
+    if (i < part.units) {
+      int64_t offset[2];
+      part.layout.at(i, offset);
+      x[u] = src ? src[offset[0]] : *reinterpret_cast<const E*>(&pattern);
+      to[u] = offset[1];
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < kCopyUnroll; u++)
+    if (first + u * kMapThreads < part.units) dst[to[u]] = x[u];
+  if (block == 0 && threadIdx.x < part.tail) {
+    const int64_t i = int64_t(part.units) * sizeof(E) + threadIdx.x;
+    part.dst[i] = part.src ? part.src[i] : reinterpret_cast<const char*>(&pattern)[i % sizeof(uint4)];
+  }
+}
+
+// Single elements through tiles.
+template <class E>
+struct CopyElement {
+  static constexpr int K = 1, M = 1;
+  using In = E;
+  using Out = E;
+  template <int V>
+  __device__ __forceinline__ void operator()(const E (&x)[1][V], E (&y)[1][V]) const {
+#pragma unroll
+    for (int i = 0; i < V; i++) y[0][i] = x[0][i];
+  }
+};
+
+inline int64_t elementSize(int32_t dtype) { return dtype == MM_F32 || dtype == MM_I32 ? 4 : dtype == MM_U8 ? 1 : 2; }
+
+// The element of `dtype` (and of `size` bytes) as often as 16 bytes hold it.
+inline uint4 patternOf(const void* element, int64_t size) {
+  uint4 pattern;
+  for (int64_t i = 0; i < 16; i++) reinterpret_cast<char*>(&pattern)[i] = static_cast<const char*>(element)[i % size];
+  return pattern;
+}
+inline uint4 zeroPattern() { return {0, 0, 0, 0}; }
+inline uint4 nanPattern(int32_t dtype) {
+  const uint32_t word = dtype == MM_F32 ? 0x7fc00000u : dtype == MM_BF16 ? 0x7fc07fc0u : 0x7e007e00u;
+  return {word, word, word, word};
+}
+
+// Copies to be done together; all of one element size. Targets must not overlap sources or each other.
+class Copies {
+ public:
+  explicit Copies(const MMCall* c, int64_t elementBytes, uint4 pattern = zeroPattern())
+      : call_(c), size_(elementBytes), pattern_(pattern) {}
+
+  // dst = src, or the pattern where src is null; dst.shape is what counts.
+  int32_t add(const MMTensorView* src, const MMTensorView& dst) {
+    if (!numel(dst)) return MM_OK;
+    const MMTensorView* const views[2] = {src ? src : &dst, &dst};
+    Nest<2> all = nestOf<2>(views, dst);
+    all.sortBy(1);
+    all.coalesce();
+    const int64_t none[2] = {};
+    return forPieces(all, none, 0, [&](const Nest<2>& nest, const int64_t (&base)[2], int64_t) {
+      const char* from = src ? data<const char>(*src) + base[0] * size_ : nullptr;
+      char* to = data<char>(dst) + base[1] * size_;
+      const int axis = src ? tiledAxis(nest) : -1;
+      if (axis < 0) {
+        parts_.push_back({nest, from, to});
+        return int32_t(MM_OK);
+      }
+      switch (size_) {
+        case 4: return tiles<uint32_t>(nest, axis, from, to);
+        case 2: return tiles<uint16_t>(nest, axis, from, to);
+        default: return tiles<uint8_t>(nest, axis, from, to);
+      }
+    });
+  }
+
+  // Launches what is left; call once, after the last add().
+  int32_t run() const {
+    for (size_t i = 0; i < parts_.size(); i += kCopyParts) {
+      const int count = int(parts_.size() - i < kCopyParts ? parts_.size() - i : kCopyParts);
+      const int32_t status = count == 1 ? runParts<1>(&parts_[i], 1) : runParts<kCopyParts>(&parts_[i], count);
+      if (status != MM_OK) return status;
+    }
+    return MM_OK;
+  }
+
+ private:
+  struct Part {
+    Nest<2> nest;
+    const char* src;
+    char* dst;
+  };
+
+  template <class E>
+  int32_t tiles(const Nest<2>& nest, int axis, const char* from, char* to) const {
+    const MapPointers<CopyElement<E>> p{{reinterpret_cast<const E*>(from)}, {reinterpret_cast<E*>(to)}};
+    return mapTiles(call_, nest, axis, p, CopyElement<E>{});
+  }
+
+  // Whether part p can be moved in units of `bytes`; in a single dense axis the rest goes byte by byte.
+  bool fits(const Part& p, int64_t bytes) const {
+    if (bytes == size_) return true;
+    const int last = p.nest.ndim - 1;
+    const int64_t unit = bytes / size_;
+    if (p.nest.stride[1][last] != 1 || (last > 0 && p.nest.size[last] % unit)) return false;
+    if (p.src && (p.nest.stride[0][last] != 1 || !vectorOperand(p.nest, 0, unit, p.src, size_))) return false;
+    return vectorOperand(p.nest, 1, unit, p.dst, size_);
+  }
+
+  template <int N>
+  int32_t runParts(const Part* parts, int count) const {
+    int64_t bytes = 16;
+    for (int i = 0; i < count; i++)
+      while (bytes > size_ && !fits(parts[i], bytes)) bytes /= 2;
+    CopyParts<N> list;
+    list.count = count;
+    int64_t blocks = 0;
+    for (int i = 0; i < count; i++) {
+      const Nest<2>& nest = parts[i].nest;
+      const int last = nest.ndim - 1;
+      const int64_t unit = bytes / size_, elements = nest.count(nest.ndim);
+      const bool dense = last == 0 && nest.stride[1][0] == 1;
+      CopyPart& p = list.part[i];
+      p.src = parts[i].src, p.dst = parts[i].dst;
+      p.units = uint32_t(elements / unit), p.tail = dense ? uint32_t(elements % unit * size_) : 0;
+      p.firstBlock = uint32_t(blocks);
+      p.layout = layoutOf(nest, nest.ndim, unit);
+      for (int a = 0; a < nest.ndim; a++)  // strides in units
+        for (int k = 0; k < 2; k++) p.layout.stride[a][k] /= unit;
+      blocks += p.units ? ceilDiv(p.units, kMapThreads * kCopyUnroll) : 1;
+    }
+    const dim3 grid{unsigned(blocks)}, threads{kMapThreads};
+    switch (bytes) {
+      case 16: return launch(call_, copyKernel<uint4, N>, grid, threads, 0, list, pattern_);
+      case 8: return launch(call_, copyKernel<uint2, N>, grid, threads, 0, list, pattern_);
+      case 4: return launch(call_, copyKernel<uint32_t, N>, grid, threads, 0, list, pattern_);
+      case 2: return launch(call_, copyKernel<uint16_t, N>, grid, threads, 0, list, pattern_);
+      default: return launch(call_, copyKernel<uint8_t, N>, grid, threads, 0, list, pattern_);
+    }
+  }
+
+  const MMCall* call_;
+  int64_t size_;
+  uint4 pattern_;
+  std::vector<Part> parts_;
+};
+
+// dst = src over dst's shape; of one element size.
+inline int32_t copyView(const MMCall* c, const MMTensorView& src, const MMTensorView& dst) {
+  Copies copies(c, elementSize(dst.dtype));
+  const int32_t status = copies.add(&src, dst);
+  return status == MM_OK ? copies.run() : status;
+}
+// Every element of dst = the pattern.
+inline int32_t fillView(const MMCall* c, const MMTensorView& dst, uint4 pattern) {
+  Copies copies(c, elementSize(dst.dtype), pattern);
+  const int32_t status = copies.add(nullptr, dst);
+  return status == MM_OK ? copies.run() : status;
+}
+
+// ---- cast
+template <class D>
+__device__ __forceinline__ D fromNumber(float x) {
+  if constexpr (std::is_same_v<D, int32_t>) return __float2int_rz(x);  // saturates, NaN -> 0
+  else if constexpr (std::is_same_v<D, uint8_t>) return uint8_t(min(max(__float2int_rz(x), 0), 255));
+  else return fromFloat<D>(x);
+}
+
+template <class S, class D>
+__device__ __forceinline__ D convert(S x) {
+  if constexpr (std::is_same_v<S, int32_t> && std::is_same_v<D, uint8_t>) return uint8_t(min(max(x, 0), 255));
+  else if constexpr (std::is_integral_v<S> && std::is_integral_v<D>) return D(x);
+  else if constexpr (std::is_integral_v<S>) return fromNumber<D>(float(x));
+  else return fromNumber<D>(toFloat(x));
+}
+
+template <class S, class D>
+struct Cast {
+  static constexpr int K = 1, M = 1;
+  using In = S;
+  using Out = D;
+  template <int V>
+  __device__ __forceinline__ void operator()(const S (&x)[1][V], D (&y)[1][V]) const {
+#pragma unroll
+    for (int i = 0; i < V; i++) y[0][i] = convert<S, D>(x[0][i]);
+  }
+};
+
+}  // namespace mm::cuda

@@ -1,0 +1,47 @@
+// Devices and streams of the CUDA backend, on the host's side.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/memory.h"
+#include "cuda/staging.h"
+
+namespace mm::cuda {
+
+struct Device {
+  int index = 0;
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  size_t sharedPerBlock = 0;  // bytes a block may have when it opts in
+  size_t l2Bytes = 0, totalBytes = 0;
+
+  int capability() const { return 10 * major + minor; }
+};
+
+// Null with a reason where the index does not exist or the device cannot be used.
+const Device* findDevice(int index, std::string& reason);
+// Usable devices; 0 with the reason.
+int deviceCount(std::string& reason);
+
+// What MMCall::stream points to.
+struct Stream {
+  const Device* device = nullptr;
+  cudaStream_t handle = nullptr;
+  MemoryPool memory;
+  Staging staging;
+  void* gemm = nullptr;  // state of the matrix products (cuda/gemm.h), made when first needed
+  Graph* capturing = nullptr;  // the graph that is being captured
+
+  explicit Stream(const Device* d) : device(d) {}
+};
+
+// Makes the stream's device current on this thread.
+void use(const Stream& stream);
+
+// "cuda:0: the text of the error"; MM_OK passes.
+int32_t checked(const Stream& stream, cudaError_t status, char* error, uint64_t error_size);
+
+}  // namespace mm::cuda

@@ -1,0 +1,113 @@
+// selectiveStateUpdate: d = dt + dtBias (softplus of it), state = exp(d A) state + d x B, out = (<C, state> + D x) silu(z), in
+// place on the state (B, D, N) or (B, H, P, N), f32. Mamba-1 is the case of one head with P = D; "tied" is one dt, A, dtBias a head.
+//
+// The state is all the traffic: it is read and written once, in one launch. A team of 1 to 32 lanes takes R rows p of one head,
+// 16 bytes of each row a lane, all R loads under way at once; B and C serve the R rows, and the sums over N are shuffles. What
+// belongs to a row (step, x, skip, gate) is computed by every lane of its team.
+#pragma once
+#include "cuda/kernel.cuh"
+
+namespace mm::cuda {
+
+// A float operand of any dtype, read one element at a time.
+struct StateOperand {
+  const void* data;  // null: absent
+  int32_t dtype;
+  int64_t batch, head, row;  // strides
+
+  __device__ __forceinline__ float at(int64_t b, int64_t h, int64_t p) const {
+    const int64_t i = b * batch + h * head + p * row;
+    return dtype == MM_F32 ? static_cast<const float*>(data)[i] : dtype == MM_BF16 ? toFloat(static_cast<const bf16*>(data)[i]) : toFloat(static_cast<const f16*>(data)[i]);
+  }
+};
+
+template <class T>
+struct StateUpdate {
+  float* state;
+  int64_t stateBatch, stateHead, stateRow;
+  StateOperand x, dt, skip, gate, bias;
+  const T *b, *c;
+  int64_t bBatch, bGroup, cBatch, cGroup;
+  const void* a;  // (H, P, N) of type P, or (H) of `aDtype` when tied
+  int32_t aDtype;
+  T* out;  // dense (B, H, P)
+  unsigned heads, headsPerGroup, blocks;  // blocks of rows a head
+  int32_t rows, states, lanes;            // P, N, lanes of a team
+  bool softplus;
+};
+
+// d = softplus(raw), to f32 accuracy
+__device__ __forceinline__ float stateSoftplus(float v) { return v > 20.f ? v : log1pf(expf(v)); }
+
+// 256 threads; block: rows blockIdx.x % blocks of head blockIdx.x / blocks. V elements at once, R rows a team. P: A's type.
+template <class T, class P, bool TIED, int V, int R>
+__global__ void __launch_bounds__(256) selectiveStateUpdateKernel(const StateUpdate<T> v) {
+  const unsigned block = blockIdx.x % v.blocks, item = blockIdx.x / v.blocks, h = item % v.heads;
+  const int64_t b = item / v.heads, group = h / v.headsPerGroup;
+  const int lane = threadIdx.x & (v.lanes - 1), team = threadIdx.x / unsigned(v.lanes);
+  const int first = (block * (blockDim.x / unsigned(v.lanes)) + team) * R;
+  float* state = v.state + b * v.stateBatch + h * v.stateHead + first * v.stateRow;
+  const T *pb = v.b + b * v.bBatch + group * v.bGroup, *pc = v.c + b * v.cBatch + group * v.cGroup;
+  const P* a = static_cast<const P*>(v.a) + (int64_t(h) * v.rows + first) * v.states;
+
+  float s[R][V], step[R], input[R], decay[R], sum[R];
+  const auto load = [&](int n) {
+#pragma unroll
+    for (int r = 0; r < R; r++)
+      if (first + r < v.rows) loadFloats<V>(state + r * v.stateRow + n, s[r]);
+  };
+  if (lane * V < v.states) load(lane * V);  // on its way while the steps are computed
+  float tiedStep = 0.f, tiedDecay = 0.f;
+  if (TIED) {
+    tiedStep = v.dt.at(b, h, 0);
+    if (v.bias.data) tiedStep += v.bias.at(0, h, 0);
+    if (v.softplus) tiedStep = stateSoftplus(tiedStep);
+    tiedDecay = expf(tiedStep * StateOperand{v.a, v.aDtype, 0, 1, 0}.at(0, h, 0));
+  }
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    step[r] = tiedStep, decay[r] = tiedDecay, sum[r] = input[r] = 0.f;
+    if (first + r >= v.rows) continue;
+    if (!TIED) {
+      step[r] = v.dt.at(b, h, first + r);
+      if (v.bias.data) step[r] += v.bias.at(0, h, first + r);
+      if (v.softplus) step[r] = stateSoftplus(step[r]);
+    }
+    input[r] = v.x.at(b, h, first + r);
+  }
+  for (int n = lane * V; n < v.states; n += v.lanes * V) {
+    if (n != lane * V) load(n);
+    float vb[V], vc[V];
+    loadFloats<V>(pb + n, vb);
+    loadFloats<V>(pc + n, vc);
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      if (first + r >= v.rows) continue;
+      float rate[V];
+      if (!TIED) loadFloats<V>(a + int64_t(r) * v.states + n, rate);
+#pragma unroll
+      for (int i = 0; i < V; i++) {
+        s[r][i] = fmaf(TIED ? decay[r] : expf(step[r] * rate[i]), s[r][i], step[r] * input[r] * vb[i]);
+        sum[r] = fmaf(vc[i], s[r][i], sum[r]);
+      }
+      storeFloats<V>(state + r * v.stateRow + n, s[r]);
+    }
+  }
+  for (int offset = v.lanes / 2; offset > 0; offset /= 2)
+#pragma unroll
+    for (int r = 0; r < R; r++) sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], offset);
+  if (lane) return;
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int p = first + r;
+    if (p >= v.rows) continue;
+    if (v.skip.data) sum[r] = fmaf(v.skip.at(0, h, p), input[r], sum[r]);
+    if (v.gate.data) {
+      const float z = v.gate.at(b, h, p);
+      sum[r] *= z / (1.f + expf(-z));
+    }
+    v.out[int64_t(item) * v.rows + p] = fromFloat<T>(sum[r]);
+  }
+}
+
+}  // namespace mm::cuda
