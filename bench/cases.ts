@@ -26,13 +26,15 @@ export interface BenchCase {
   backwardFlops?: number;
   /** time the backward op as well */
   backward?: boolean;
+  /** a row for forward and backward together, as some peers are timed */
+  together?: boolean;
 }
 
 const t = (...shape: number[]): BenchInput => ({ shape });
 const decay = (...shape: number[]): BenchInput => ({ shape, low: -1.5, high: -0.5, f32: true });
 const small = (...shape: number[]): BenchInput => ({ shape, low: 0.001, high: 0.1, f32: true });
 
-function ssd(name: string, B: number, L: number, H: number, P: number, N: number, G: number): BenchCase {
+function ssd(B: number, L: number, H: number, P: number, N: number, G: number, name = `L${L} H${H} P${P} N${N} G${G}`): BenchCase {
   const chunk = 64; // operations of the chunked form at this chunk length; the state pass is small beside it
   const flops = 2 * B * H * L * ((chunk / 2) * N + (chunk / 2) * P + 2 * P * N);
   return {
@@ -77,11 +79,71 @@ function linear(M: number, K: number, N: number): BenchCase {
   return { op: 'linear', name: `${M}x${K}x${N}`, inputs: { x: t(M, K), weight: t(N, K) }, flops: 2 * M * K * N, backward: M > 1, backwardFlops: 4 * M * K * N };
 }
 
+/** One query over a cache that is full. */
+function decode(keys: number, H: number, Hk: number, D: number): BenchCase {
+  return {
+    op: 'attentionKvCache',
+    name: `one query over ${keys} keys, H${H} Hk${Hk} D${D}`,
+    inputs: { q: t(1, 1, H, D), kCache: t(1, keys, Hk, D), vCache: t(1, keys, Hk, D), lengths: { shape: [1], values: [keys] } },
+    flops: 4 * H * keys * D,
+  };
+}
+
+function stateUpdate(B: number, H: number, P: number, N: number, G: number): BenchCase {
+  return {
+    op: 'selectiveStateUpdate',
+    name: `B${B} H${H} P${P} N${N} G${G}`,
+    inputs: { state: { shape: [B, H, P, N], f32: true }, x: t(B, H, P), dt: small(B, H), A: decay(H), B: t(B, G, N), C: t(B, G, N) },
+    flops: 6 * B * H * P * N,
+  };
+}
+
+function conv(D: number, L: number, W: number, last: boolean): BenchCase {
+  return {
+    op: 'causalConv1d',
+    name: `channel-${last ? 'last' : 'first'} B1 D${D} L${L} W${W} silu`,
+    inputs: { x: { shape: [1, D, L], ...(last && { order: [0, 2, 1] }) }, weight: t(D, W), bias: t(D) },
+    attrs: { activation: 'silu' },
+    backward: true,
+  };
+}
+
+function convUpdate(B: number, D: number, W: number): BenchCase {
+  return { op: 'causalConv1dUpdate', name: `B${B} D${D} W${W}`, inputs: { x: t(B, D), convState: t(B, D, W - 1), weight: t(D, W), bias: t(D) }, attrs: { activation: 'silu' } };
+}
+
+function norm(rows: number): BenchCase {
+  return { op: 'rmsNorm', name: `${rows} x 2048`, inputs: { x: t(rows, 2048), weight: t(2048) }, backward: true };
+}
+
+function gatedNorm(rows: number): BenchCase {
+  return {
+    op: 'gatedRmsNorm',
+    name: `${rows} x 16 heads of 128`,
+    inputs: { x: t(1, rows, 16, 128), gate: t(1, rows, 16, 128), weight: t(128) },
+    backward: true,
+  };
+}
+
+function scan(B: number, D: number, L: number, N: number): BenchCase {
+  return {
+    op: 'selectiveScan',
+    name: `B${B} D${D} N${N} L${L} gated`,
+    inputs: {
+      u: t(B, D, L), delta: { shape: [B, D, L], low: 0.001, high: 0.1 }, A: decay(D, N), B: t(B, N, L), C: t(B, N, L), z: t(B, D, L),
+      D: { shape: [D], f32: true },
+    },
+    flops: 6 * B * D * N * L,
+    backward: true,
+    backwardFlops: 18 * B * D * N * L,
+  };
+}
+
 /** Every op at shapes that models use; the first of each op is small enough for `--quick`. */
-export const benchCases: BenchCase[] = [
-  ssd('train B128 L32 H6 P32 N32', 128, 32, 6, 32, 32, 6),
-  ssd('L8192 H16 P128 N128 G16', 1, 8192, 16, 128, 128, 16),
-  ssd('L8192 H80 P64 N128 G1', 1, 8192, 80, 64, 128, 1),
+const usual: BenchCase[] = [
+  ssd(128, 32, 6, 32, 32, 6, 'train B128 L32 H6 P32 N32'),
+  ssd(1, 8192, 16, 128, 128, 16),
+  ssd(1, 8192, 80, 64, 128, 1),
   linearFamily('linearAttention', 1, 4096, 16, 128, 128),
   linearFamily('simpleGla', 1, 4096, 16, 128, 128),
   linearFamily('gla', 1, 4096, 16, 128, 128),
@@ -93,26 +155,16 @@ export const benchCases: BenchCase[] = [
     backward: true,
     backwardFlops: 18 * 1024 * 16 * 2048,
   },
-  {
-    op: 'selectiveStateUpdate',
-    name: 'B1 H16 P128 N128',
-    inputs: { state: { shape: [1, 16, 128, 128], f32: true }, x: t(1, 16, 128), dt: small(1, 16), A: decay(16), B: t(1, 16, 128), C: t(1, 16, 128) },
-    flops: 6 * 16 * 128 * 128,
-  },
+  stateUpdate(1, 16, 128, 128, 16),
   attention(128, 32, 32, 6, 3, 32, true),
   attention(1, 2048, 2048, 16, 8, 128, true),
   attention(1, 8192, 8192, 4, 2, 128, true),
-  {
-    op: 'attentionKvCache',
-    name: 'one query over 32768 keys, H16 Hk8 D128',
-    inputs: { q: t(1, 1, 16, 128), kCache: t(1, 32768, 8, 128), vCache: t(1, 32768, 8, 128), lengths: { shape: [1], values: [32768] } },
-    flops: 4 * 16 * 32768 * 128,
-  },
-  { op: 'causalConv1d', name: 'channel-last B1 D2048 L4096 W2 silu', inputs: { x: { shape: [1, 2048, 4096], order: [0, 2, 1] }, weight: t(2048, 2), bias: t(2048) }, attrs: { activation: 'silu' }, backward: true },
-  { op: 'causalConv1d', name: 'channel-last B1 D2048 L4096 W4 silu', inputs: { x: { shape: [1, 2048, 4096], order: [0, 2, 1] }, weight: t(2048, 4), bias: t(2048) }, attrs: { activation: 'silu' }, backward: true },
-  { op: 'causalConv1dUpdate', name: 'B64 D6144 W2', inputs: { x: t(64, 6144), convState: t(64, 6144, 1), weight: t(6144, 2), bias: t(6144) }, attrs: { activation: 'silu' } },
-  { op: 'rmsNorm', name: '8192 x 2048', inputs: { x: t(8192, 2048), weight: t(2048) }, backward: true },
-  { op: 'gatedRmsNorm', name: '8192 x 16 heads of 128', inputs: { x: t(1, 8192, 16, 128), gate: t(1, 8192, 16, 128), weight: t(128) }, backward: true },
+  decode(32768, 16, 8, 128),
+  conv(2048, 4096, 2, true),
+  conv(2048, 4096, 4, true),
+  convUpdate(64, 6144, 2),
+  norm(8192),
+  gatedNorm(8192),
   { op: 'layerNorm', name: '8192 x 2048', inputs: { x: t(8192, 2048), weight: t(2048), bias: t(2048) }, backward: true },
   {
     op: 'rope',
@@ -160,3 +212,24 @@ export const benchCases: BenchCase[] = [
   { op: 'argmax', name: '64 x 92553', inputs: { x: t(64, 92553) } },
   { op: 'sample', name: '16 x 92553, top-k 50, top-p 0.9', inputs: { logits: t(16, 92553) }, attrs: { temperature: 0.8, topK: 50, topP: 0.9 } },
 ];
+
+const lengths = [2048, 8192, 32768, 103424];
+const together = (c: BenchCase): BenchCase => ({ ...c, together: true });
+
+/** The shapes of the mmMamba-2.7B model and its peers, up to a context of 103,424 tokens, and what bounds them. For GPUs. */
+const large: BenchCase[] = [
+  { op: 'copy', name: '2^30 elements', inputs: { x: t(1 << 30) } },
+  ...[[8192, 8192, 8192], [8192, 2048, 6160], [8192, 2048, 8192], [8192, 8192, 2048], [1, 2048, 8192], [1, 2048, 92553]].map(([m, k, n]) => linear(m!, k!, n!)),
+  ...lengths.flatMap((L) => [attention(1, L, L, 16, 8, 128, true), attention(1, L, L, 16, 16, 128, true)]),
+  ...lengths.slice(1).flatMap((keys) => [decode(keys, 16, 8, 128), decode(keys, 16, 16, 128)]),
+  ...lengths.flatMap((L) => [ssd(1, L, 16, 128, 128, 16), ssd(1, L, 16, 128, 128, 8), ssd(1, L, 80, 64, 128, 1)]).map(together),
+  ...lengths.flatMap((L) => ['linearAttention', 'simpleGla', 'gla'].map((op) => linearFamily(op, 1, L, 16, 128, 128))).map(together),
+  ...[1, 8].flatMap((B) => lengths.slice(0, 3).map((L) => scan(B, 4096, L, 16))),
+  ...[1, 8, 64].flatMap((B) => [stateUpdate(B, 16, 128, 128, 16), stateUpdate(B, 16, 128, 128, 8)]),
+  ...[8192, 103424].flatMap((L) => [2, 4].flatMap((W) => [conv(4096, L, W, true), conv(4096, L, W, false)])),
+  ...[1, 8, 64].flatMap((B) => [convUpdate(B, 4096, 2), convUpdate(B, 4096, 4)]),
+  ...lengths.slice(1).flatMap((rows) => [norm(rows), gatedNorm(rows)]),
+];
+
+export const benchCases = { usual, large };
+export type Shapes = keyof typeof benchCases;

@@ -1,16 +1,27 @@
+import { backends } from '../lib/native/backends.js';
 import { opSchema, run, type Operands, type Results } from '../lib/tensor/run.js';
-import { permute } from '../lib/ops/views.js';
 import { Scope } from '../lib/tensor/scope.js';
 import { byteSize, Tensor } from '../lib/tensor/tensor.js';
-import type { Dtype } from '../lib/tensor/dtype.js';
-import { benchCases, type BenchCase, type BenchInput } from './cases.js';
+import { benchCases, type BenchCase, type BenchInput, type Shapes } from './cases.js';
+import { draw } from './draw.js';
+import { listedPeers } from './listed.js';
 import type { Ceilings } from './machine.js';
 import { time, type Timing } from './measure.js';
+
+export type BenchDtype = 'f32' | 'bf16' | 'f16';
+
+/** Another implementation of the same op. */
+export interface PeerTime {
+  peer: string;
+  ms: number;
+  /** 'run': timed in turn with ours; 'listed': a figure of bench/listed.ts */
+  from: 'run' | 'listed';
+}
 
 export interface KernelRow extends Timing {
   op: string;
   name: string;
-  dtype: 'f32' | 'bf16';
+  dtype: BenchDtype;
   bytes: number;
   flops: number;
   /** the larger of bytes over bandwidth and operations over peak, milliseconds */
@@ -19,26 +30,9 @@ export interface KernelRow extends Timing {
   share: number;
   gbPerSecond: number;
   gflopPerSecond: number;
-}
-
-/** A cheap deterministic generator: benchmarks need plausible numbers, not good ones. */
-function draw(input: BenchInput, dtype: Dtype, device: string, seed: number): Tensor {
-  const { shape, order } = input;
-  if (input.values) return Tensor.from(Int32Array.from(input.values), shape, { device });
-  const size = shape.reduce((a, b) => a * b, 1);
-  let state = (seed * 2654435761 + 12345) >>> 0;
-  const next = (): number => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return state / 4294967296;
-  };
-  if (input.ints !== undefined) return Tensor.from(Int32Array.from({ length: size }, () => Math.floor(next() * input.ints!)), shape, { device });
-  const low = input.low ?? -1;
-  const high = input.high ?? 1;
-  const data = new Float32Array(size);
-  for (let i = 0; i < size; i++) data[i] = low + (high - low) * next();
-  const stored = order ? order.map((a) => shape[a]!) : shape;
-  const tensor = Tensor.from(data, stored, { dtype: input.f32 ? 'f32' : dtype, device });
-  return order ? permute(tensor, order.map((_, i) => order.indexOf(i))) : tensor;
+  /** sets of operands that were taken in turn, so that they did not stay in the GPU's cache */
+  sets: number;
+  peers: PeerTime[];
 }
 
 function bytesOf(operands: Operands | Results): number {
@@ -47,46 +41,81 @@ function bytesOf(operands: Operands | Results): number {
   return total;
 }
 
-function row(c: BenchCase, op: string, dtype: 'f32' | 'bf16', timing: Timing, bytes: number, flops: number, top: Ceilings): KernelRow {
-  const floorMs = 1e3 * Math.max(bytes / top.bytesPerSecond, flops / top.flopsPerSecond[dtype]);
-  const seconds = timing.ms / 1e3;
-  return { op, name: c.name, dtype, ...timing, bytes, flops, floorMs, share: floorMs / timing.ms, gbPerSecond: bytes / seconds / 1e9, gflopPerSecond: flops / seconds / 1e9 };
+export interface BenchOptions {
+  dtype: BenchDtype;
+  device: string;
+  ceilings: Ceilings;
+  seed: number;
 }
 
-/** Times one case forward and, where asked, its backward op. @param seed of the first operand; the next ones count on */
-export async function benchCase(c: BenchCase, dtype: 'f32' | 'bf16', device: string, top: Ceilings, seed: number): Promise<KernelRow[]> {
+/** What backends() says of a GPU; nothing of the CPU, whose caches hold no operands that matter. */
+function gpu(device: string): Record<string, unknown> {
+  const [name, index = '0'] = device.split(':');
+  return (name === 'cpu' ? undefined : backends().find((b) => b.name === name)?.devices[Number(index)]) ?? {};
+}
+
+const most = 256; // sets of operands
+
+/** Times one case forward and, where asked, its backward op. */
+export async function benchCase(c: BenchCase, options: BenchOptions): Promise<KernelRow[]> {
+  const { dtype, device, ceilings: top, seed } = options;
+  const about = gpu(device);
   using scope = new Scope();
-  const make = (i: BenchInput | BenchInput[]): Tensor | Tensor[] => (Array.isArray(i) ? i.map((one) => draw(one, dtype, device, seed++)) : draw(i, dtype, device, seed++));
-  const operands: Operands = scope.run(() => Object.fromEntries(Object.entries(c.inputs).map(([name, input]) => [name, make(input)])));
-  const results = scope.run(() => run(c.op, operands, c.attrs));
+  let at = seed;
+  const make = (i: BenchInput | BenchInput[]): Tensor | Tensor[] => (Array.isArray(i) ? i.map((one) => draw(one, dtype, device, at++)) : draw(i, dtype, device, at++));
+  const operandSet = (): Operands => scope.run(() => Object.fromEntries(Object.entries(c.inputs).map(([name, input]) => [name, make(input)])));
+  const sets: Operands[] = [operandSet()];
+  const results: Results[] = [scope.run(() => run(c.op, sets[0]!, c.attrs, device))];
   const schema = opSchema(c.op);
-  const rewritten = schema.inputs.filter((i) => i.mutates).map((i) => operands[i.name]);
+  const rewritten = schema.inputs.filter((i) => i.mutates).map((i) => sets[0]![i.name]);
   const written = rewritten.reduce((total, value) => total + bytesOf({ value }), 0); // what is written in place moves twice
-  const forward = await time(() => void run(c.op, operands, c.attrs), device);
-  const rows = [row(c, c.op, dtype, forward, bytesOf(operands) + bytesOf(results) + written, c.flops ?? 0, top)];
+  const bytes = bytesOf(sets[0]!) + bytesOf(results[0]!) + written;
+  while (sets.length < most && sets.length * bytes < 2 * Number(about['l2Bytes'] ?? 0)) {
+    sets.push(operandSet());
+    if (c.backward) results.push(scope.run(() => run(c.op, sets.at(-1)!, c.attrs, device)));
+  }
+
+  const row = (op: string, timing: Timing, moved: number, flops: number): KernelRow => {
+    const floorMs = 1e3 * Math.max(moved / top.bytesPerSecond, flops / top.flopsPerSecond[dtype]);
+    const seconds = timing.ms / 1e3;
+    const rates = { gbPerSecond: moved / seconds / 1e9, gflopPerSecond: flops / seconds / 1e9 };
+    return { op, name: c.name, dtype, ...timing, bytes: moved, flops, floorMs, share: floorMs / timing.ms, ...rates, sets: sets.length, peers: [] };
+  };
+  const forward = await time((i) => run(c.op, sets[i]!, c.attrs, device), device, { sets: sets.length });
+  const rows = [row(c.op, forward, bytes, c.flops ?? 0)];
   if (c.backward) {
     const backward = opSchema(schema.backward!);
-    const given: { [name: string]: Tensor } = {};
-    for (const { name, optional } of backward.inputs) {
-      const value = operands[name] ?? results[name];
-      if (value instanceof Tensor) given[name] = value;
-      else if (name.startsWith('d') && !optional) {
-        const output = results[schema.outputs.find((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name)!.name]!;
-        given[name] = scope.run(() => draw({ shape: [...output.shape] }, output.dtype, device, seed++));
+    const given = sets.map((operands, i) => {
+      const all: { [name: string]: Tensor } = {};
+      for (const { name, optional } of backward.inputs) {
+        const value = operands[name] ?? results[i]![name];
+        if (value instanceof Tensor) all[name] = value;
+        else if (name.startsWith('d') && !optional) {
+          const output = results[i]![schema.outputs.find((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name)!.name]!;
+          all[name] = scope.run(() => draw({ shape: [...output.shape] }, output.dtype, device, at++));
+        }
       }
-    }
+      return all;
+    });
     const known = new Set(backward.attrs.map((a) => a.name));
     const attrs = Object.fromEntries(Object.entries(c.attrs ?? {}).filter(([name]) => known.has(name)));
-    const grads = scope.run(() => run(backward.name, given, attrs));
-    const timing = await time(() => void run(backward.name, given, attrs), device);
-    rows.push(row(c, backward.name, dtype, timing, bytesOf(given) + bytesOf(grads), c.backwardFlops ?? 0, top));
+    const grads = scope.run(() => run(backward.name, given[0]!, attrs));
+    const moved = bytesOf(given[0]!) + bytesOf(grads);
+    for (const t of Object.values(grads)) t?.dispose();
+    const timing = await time((i) => run(backward.name, given[i]!, attrs), device, { sets: sets.length });
+    rows.push(row(backward.name, timing, moved, c.backwardFlops ?? 0));
+    if (c.together) {
+      const both: Timing = { ...timing, ms: forward.ms + timing.ms, min: forward.min + timing.min, max: forward.max + timing.max };
+      rows.push(row(`${c.op} + ${backward.name}`, both, bytes + moved, (c.flops ?? 0) + (c.backwardFlops ?? 0)));
+    }
   }
+  if (dtype === 'bf16') for (const r of rows) r.peers.push(...listedPeers(about['name'], r.op, r.name));
   return rows;
 }
 
-export function selectCases(filter: string | undefined, quick: boolean): BenchCase[] {
+export function selectCases(shapes: Shapes, filter: string | undefined, quick: boolean): BenchCase[] {
   const seen = new Set<string>();
-  return benchCases.filter((c) => {
+  return benchCases[shapes].filter((c) => {
     if (filter && !`${c.op} ${c.name}`.toLowerCase().includes(filter.toLowerCase())) return false;
     if (quick && seen.has(c.op)) return false;
     seen.add(c.op);

@@ -6,10 +6,12 @@ import { createInterface } from 'node:readline';
 import { parseArgs } from 'node:util';
 import { seedStudent } from '../lib/models/seed.js';
 import type { VisionLanguageModel } from '../lib/models/model.js';
+import { backends, resolveDevice } from '../lib/native/backends.js';
+import { MmError } from '../lib/native/errors.js';
 import { packageRoot } from '../lib/native/loader.js';
 import { memoryStats } from '../lib/tensor/memory.js';
 import { distillSchema, trainTeacherSchema, type Optimisation } from '../lib/train/config.js';
-import { EmojiLoader } from '../lib/train/data/emoji/index.js';
+import { EmojiLoader, loaderWorkers } from '../lib/train/data/emoji/index.js';
 import { train, type Objective } from '../lib/train/loop.js';
 import { MetricsFile } from '../lib/train/metrics.js';
 import { AdamW } from '../lib/train/optimizer.js';
@@ -29,16 +31,23 @@ import { median } from './measure.js';
 const help = `node dist/bench/training.js [options]
 
   --model teacher|student  what is trained (student: stage 3 of mmMamba-linear); default teacher
-  --rounds N               rounds of 20 steps; default 5
+  --device NAME            default cpu
+  --dtype f32|bf16         default bf16
+  --rounds N               rounds of --steps steps; default 5
+  --steps N                default 20
   --peer PYTHON            a python with torch: its steps are timed in turns with ours
-  --long N                 instead: N steps, then growth of resident memory since step 100 and live tensors
+  --long N                 instead: N steps, then growth of resident memory since step 100, live tensors and, on a GPU,
+                           allocations since step 10
   --json FILE
 `;
 
 const { values } = parseArgs({
   options: {
     model: { type: 'string', default: 'teacher' },
+    device: { type: 'string', default: 'cpu' },
+    dtype: { type: 'string', default: 'bf16' },
     rounds: { type: 'string', default: '5' },
+    steps: { type: 'string', default: '20' },
     peer: { type: 'string' },
     long: { type: 'string' },
     json: { type: 'string' },
@@ -64,9 +73,9 @@ function subject(kind: string, teacher: VisionLanguageModel): Subject {
 }
 
 /** A python that answers with the milliseconds of each of as many steps as it is told. */
-function peerOf(python: string, kind: string, about: { length: number; labels: number; vocabulary: number; threads: number; batch: number }) {
+function peerOf(python: string, kind: string, about: { length: number; labels: number; vocabulary: number; threads: number; batch: number; device: string }) {
   const script = join(packageRoot, 'bench', 'peers', 'torch_train.py');
-  const child = spawn(python, [script, kind, String(about.threads), String(about.batch), String(about.length), String(about.vocabulary), String(about.labels)], { stdio: ['pipe', 'pipe', 'inherit'] });
+  const child = spawn(python, [script, kind, String(about.threads), String(about.batch), String(about.length), String(about.vocabulary), String(about.labels), about.device], { stdio: ['pipe', 'pipe', 'inherit'] });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   return {
     async steps(count: number): Promise<number[]> {
@@ -83,12 +92,15 @@ if (values.help) {
   process.stdout.write(help);
   process.exit(0);
 }
-const about = machine('cpu');
-const { model: teacher, task } = await loadTaskModel(join(packageRoot, 'models', 'emoji-teacher'), { device: 'cpu', dtype: 'bf16', progress: silentProgress });
+const device = resolveDevice(values.device);
+const { dtype } = values;
+if (dtype !== 'f32' && dtype !== 'bf16') throw new MmError('ERR_ARGUMENT', `--dtype must be f32 or bf16; got '${dtype}'`);
+const about = machine(device);
+const { model: teacher, task } = await loadTaskModel(join(packageRoot, 'models', 'emoji-teacher'), { device, dtype, progress: silentProgress });
 const { model, objective, optimisation } = subject(values.model, teacher);
 const parameters = model.parameters().filter((p) => p.trainable);
 const optimizer = new AdamW(parameters, optimisation);
-const source = new EmojiLoader(task.batches({ batchSize: 128, seed: 1 }));
+const source = new EmojiLoader(task.batches({ batchSize: 128, seed: 1 }), { workers: loaderWorkers(device) });
 using metrics = new MetricsFile(join(packageRoot, '.cache', 'bench-training.jsonl'), 0);
 
 let done = 0;
@@ -124,8 +136,17 @@ async function steps(count: number, each: (ms: number) => void = () => undefined
   done += count;
 }
 
-const result: Record<string, unknown> = { machine: about, model: values.model, batch: 128 };
-await steps(20); // compiles primitives, fills caches
+/** Calls of the device's allocator so far; null where it does not count them. */
+function allocations(): number | null {
+  const [name, index = '0'] = device.split(':');
+  const counted = backends().find((b) => b.name === name)?.devices[Number(index)]?.['allocations'];
+  return typeof counted === 'number' ? counted : null;
+}
+
+const result: Record<string, unknown> = { machine: about, model: values.model, dtype, batch: 128 };
+await steps(10); // compiles primitives, fills caches
+const allocated = allocations();
+await steps(10);
 if (values.long) {
   const count = Number(values.long);
   const tensors = memoryStats().tensors;
@@ -134,21 +155,28 @@ if (values.long) {
   await steps(count - 100);
   const after = process.memoryUsage.rss();
   Object.assign(result, { steps: count, rssAtStep100: before, rssAtEnd: after, growth: after / before - 1, tensorsGained: memoryStats().tensors - tensors });
+  if (allocated !== null) Object.assign(result, { allocationsAtStep10: allocated, allocationsAtEnd: allocations() });
 } else {
-  const peer = values.peer ? peerOf(values.peer, values.model, { ...shape, vocabulary: task.tokenizer.vocabSize, threads: about.cores, batch: 128 }) : null;
+  const peer = values.peer ? peerOf(values.peer, values.model, { ...shape, vocabulary: task.tokenizer.vocabSize, threads: about.cores, batch: 128, device }) : null;
   await peer?.steps(10);
   const theirs: number[] = [];
   const delay = monitorEventLoopDelay({ resolution: 1 });
+  const perRound = Number(values.steps);
+  let spent = 0;
   for (let round = 0; round < Number(values.rounds); round++) {
     delay.enable();
-    await steps(20, (ms) => times.push(ms));
+    const start = performance.now();
+    await steps(perRound, (ms) => times.push(ms));
+    spent += performance.now() - start;
     delay.disable();
-    if (peer) theirs.push(...(await peer.steps(20)));
+    if (peer) theirs.push(...(await peer.steps(perRound)));
   }
   peer?.close();
   Object.assign(result, {
     ...shape,
     msPerStep: median(times),
+    // all steps of all rounds, each round's start and end included
+    stepsPerSecond: (1000 * times.length) / spent,
     // the histogram holds the whole interval of the 1 ms timer
     timerLateMs: { p50: delay.percentile(50) / 1e6 - 1, p99: delay.percentile(99) / 1e6 - 1 },
     ...(peer && { torchMsPerStep: median(theirs), ratio: median(times) / median(theirs) }),

@@ -2,7 +2,7 @@
 bf16: the peer of bench/training.ts. Same shapes, same work: batch 128, 16 image tokens, sequence 32, output head on the
 positions that carry a label (teacher) or on all answer positions (student), clipping and fused AdamW.
 Reads a number of steps per line from standard input and answers with the milliseconds of each step as a JSON list.
-Usage: torch_train.py teacher|student THREADS BATCH LENGTH VOCAB LABELS"""
+Usage: torch_train.py teacher|student THREADS BATCH LENGTH VOCAB LABELS [cpu|cuda:0]"""
 import json
 import sys
 import time
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 mode, threads, batch, length, vocab, labels = sys.argv[1], *(int(x) for x in sys.argv[2:7])
+device = torch.device(sys.argv[7] if len(sys.argv) > 7 else "cpu")
+torch.set_default_device(device)
 torch.set_num_threads(threads)
 torch.manual_seed(0)
 C, HEADS, KV, D, MLP, LAYERS, PATCH, SIZE = 192, 6, 3, 32, 512, 8, 8, 64
@@ -127,7 +129,7 @@ optim = torch.optim.AdamW(params, lr=1e-4, weight_decay=0.05, fused=True)
 
 
 def step():
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         if student is None:
             loss = F.cross_entropy(teacher(ids, pixels, rows).float(), target, label_smoothing=0.05)
         else:
@@ -140,10 +142,21 @@ def step():
     optim.zero_grad(set_to_none=True)
 
 
+def wait():
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 for line in sys.stdin:
+    count = int(line)
     times = []
-    for _ in range(int(line)):
+    wait()
+    begin = time.perf_counter()
+    for _ in range(count):
         start = time.perf_counter()
         step()
         times.append(1e3 * (time.perf_counter() - start))
+    wait()
+    if device.type == "cuda":  # steps are queued, not waited for one by one
+        times = [1e3 * (time.perf_counter() - begin) / count] * count
     print(json.dumps(times), flush=True)
