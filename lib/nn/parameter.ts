@@ -37,6 +37,7 @@ export class Parameter implements Disposable {
   #master: Tensor | null = null;
   #trainable = false;
   #shared = false;
+  #disposed = false;
 
   constructor(
     readonly name: string,
@@ -57,8 +58,9 @@ export class Parameter implements Disposable {
   get loaded(): boolean {
     return this.#value !== null;
   }
-  /** What forward passes read. @throws MmError ERR_ARGUMENT before it was loaded or initialised */
+  /** What forward passes read. @throws MmError ERR_ARGUMENT before it was loaded or initialised, ERR_DISPOSED after dispose() */
   get value(): Tensor {
+    if (this.#disposed) throw new MmError('ERR_DISPOSED', `parameter ${this.name} was used after dispose()`);
     if (!this.#value) throw new MmError('ERR_ARGUMENT', `parameter ${this.name} has no value yet: load or initialise the model first`);
     return this.#value;
   }
@@ -130,6 +132,7 @@ export class Parameter implements Disposable {
     if (this.#master !== this.#value) this.#master?.dispose();
     this.#value?.dispose();
     this.#master = this.#value = null;
+    this.#disposed = true;
   }
   [Symbol.dispose](): void {
     this.dispose();

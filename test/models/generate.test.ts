@@ -91,6 +91,23 @@ test.serial('a linear model has no positions: after a million tokens a step take
   }),
 );
 
+test.serial('a disposed model and a disposed state say so', (t) =>
+  leakFree(t, async () => {
+    using held = new Scope();
+    const model = await open('mmmamba_tiny_hybrid');
+    const inputs = held.run(() => model.prepare(batchOf([[3, 4]])));
+    using state = model.state(1);
+    const gone = model.state(1);
+    for (let twice = 0; twice < 2; twice++) gone.dispose();
+    await fails(t, () => held.run(() => model.step([3], gone)), 'ERR_DISPOSED', /a tensor of shape \[.*\] was used after dispose\(\)/);
+    for (let twice = 0; twice < 2; twice++) model.dispose();
+    const first = /parameter embedding_model\.llm_text_embeddings\.weight was used after dispose\(\)/;
+    await fails(t, () => model.forward(inputs), 'ERR_DISPOSED', first);
+    await fails(t, () => model.step([3], state), 'ERR_DISPOSED', first);
+    await fails(t, () => generateTokens(model, batchOf([[3]]), { maxTokens: 1 }), 'ERR_DISPOSED', first);
+  }),
+);
+
 test.serial('images in the prompt', (t) =>
   leakFree(t, async () => {
     using model = await open('mmmamba_tiny_linear');

@@ -60,6 +60,43 @@ test.serial('a file that does not fit is refused with all names at once', (t) =>
   }),
 );
 
+test.serial('a file that is truncated, overlaps or claims too much is refused, and a model that lives goes on', (t) =>
+  leakFree(t, async () => {
+    const folder = await temporaryFolder(t);
+    await copyFile(golden('models/hovle_tiny/config.json'), join(folder, 'config.json'));
+    using model = await loadModel(golden('models/hovle_tiny'));
+    using held = new Scope();
+    const logits = (): Promise<Float32Array> => held.run(() => model.forward(model.prepare(batchOf([[4, 5, 6]])))).toFloat32();
+    const before = await logits();
+    const good = await readFile(golden('models/hovle_tiny/model.safetensors'));
+    const length = Number(good.readBigUInt64LE());
+    const header = JSON.parse(good.toString('utf8', 8, 8 + length)) as Record<string, { data_offsets: number[] }>;
+    const [first, second] = Object.keys(header).filter((name) => name !== '__metadata__');
+    const overlapping = structuredClone(header);
+    overlapping[second!]!.data_offsets = [...header[first!]!.data_offsets];
+    const claiming = Buffer.from(good);
+    claiming.writeBigUInt64LE(2n ** 40n);
+    const headed = (value: unknown): Buffer => {
+      const text = Buffer.from(JSON.stringify(value));
+      const size = Buffer.alloc(8);
+      size.writeBigUInt64LE(BigInt(text.length));
+      return Buffer.concat([size, text, good.subarray(8 + length)]);
+    };
+    const files: [Buffer, RegExp][] = [
+      [good.subarray(0, good.length - 5), /model\.safetensors.*truncated: tensor "/],
+      [headed(overlapping), /model\.safetensors.*(overlap|data_offsets span)/],
+      [claiming, /model\.safetensors.*header claims 1099511627776 bytes/],
+    ];
+    for (const [content, message] of files) {
+      await writeFile(join(folder, 'model.safetensors'), content);
+      await fails(t, loadModel(folder), 'ERR_FILE_FORMAT', message);
+    }
+    await writeFile(join(folder, 'model.safetensors.index.json'), JSON.stringify({ weight_map: { [first!]: '../../model.safetensors' } }));
+    await fails(t, loadModel(folder), 'ERR_FILE_FORMAT', /weight_map of ".*" is "\.\.\/\.\.\/model\.safetensors"; .*plain file name/);
+    t.deepEqual(await logits(), before);
+  }),
+);
+
 test.serial('contradictory configurations are refused', async (t) => {
   const text = await readFile(golden('models/hovle_tiny/config.json'), 'utf8');
   const folder = await temporaryFolder(t);

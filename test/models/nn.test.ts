@@ -121,6 +121,9 @@ test.serial('a module lists, loads and compares its parameters by name', (t) =>
     layer.loadState(state);
     const y = held.run(() => layer.forward(Tensor.full([1, 3], 1)));
     t.deepEqual([...(await y.toFloat32())], [7, 7]);
+    const wrong = held.run(() => new Map([['block.proj.weight', Tensor.full([2, 3], 9)], ['block.proj.bias', Tensor.full([3], 9)]]));
+    await fails(t, () => layer.loadState(wrong), 'ERR_SHAPE', /of another shape \(1\):\n {2}block\.proj\.bias: \[3\] instead of \[2\]/);
+    t.deepEqual([...(await held.run(() => layer.forward(Tensor.full([1, 3], 1))).toFloat32())], [7, 7], 'nothing was loaded');
     state.delete('block.proj.bias');
     await fails(t, () => layer.loadState(state), 'ERR_SHAPE', /missing \(1\):\n {2}block\.proj\.bias/);
     layer.loadState(state, { partial: true });
