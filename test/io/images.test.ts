@@ -1,4 +1,5 @@
 import test, { type ExecutionContext } from 'ava';
+import sharp from 'sharp';
 import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -153,6 +154,21 @@ test('decode: too many pixels are refused before they are decoded', async (t) =>
   t.true(performance.now() - started < 2000);
   await fails(t, decodeImage(fixture('images/rgb.png'), { maxPixels: 743 }), 'ERR_IMAGE', /31 x 24 = 744 pixels, more than the limit of 743/);
   await t.notThrowsAsync(decodeImage(fixture('images/rgb.png'), { maxPixels: 744 }));
+});
+
+test('one pixel and one line of pixels become whole tiles', async (t) => {
+  const color = [250, 20, 90];
+  const filled = (width: number, height: number): Promise<Buffer> =>
+    sharp({ create: { width, height, channels: 3, background: { r: color[0]!, g: color[1]!, b: color[2]! } } }).png().toBuffer();
+  for (const [width, height, count] of [[1, 1, 1], [4000, 1, 6], [1, 4000, 6]] as const) {
+    const image = await decodeImage(await filled(width, height));
+    t.deepEqual([image.width, image.height], [width, height]);
+    t.deepEqual([...image.data.subarray(0, 3)], color);
+    const { pixelValues, layout } = preprocessImage(image, { imageSize: 28, maxNum: 6, mean: [0, 0, 0], std: [1, 1, 1] });
+    t.is(layout.tiles, count);
+    const channels = new Set(Array.from(pixelValues, (v) => Math.round(255 * v)));
+    t.deepEqual([...channels], color, `${width} x ${height}`);
+  }
 });
 
 test('decode: without sharp the error says how to install it', async (t) => {
