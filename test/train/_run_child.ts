@@ -1,7 +1,11 @@
 /**
  * Child process that trains: `teacher|distill <out> [teacher folder] [options]`. Options: --resume; --kill <n> and
- * --interrupt <n> send SIGKILL or SIGINT to itself when the n-th update of this process is done.
+ * --interrupt <n> send SIGKILL or SIGINT to itself when the n-th update of this process is done; --kill-renaming <name>, while
+ * it saves a later checkpoint than the first, just before a folder gets that name.
  */
+import promises from 'node:fs/promises';
+import { syncBuiltinESMExports } from 'node:module';
+import { basename } from 'node:path';
 import { runCommand } from '../../lib/cli/run-command.js';
 import { distill } from '../../lib/train/distill.js';
 import { silentProgress } from '../../lib/train/progress.js';
@@ -23,6 +27,14 @@ const progress = {
     if (updates === at('--interrupt')) process.kill(process.pid, 'SIGINT');
   },
 };
+
+const { rename } = promises;
+promises.rename = (from, to) => {
+  if (updates > 2 && flags.includes('--kill-renaming') && basename(String(to)) === flags[flags.indexOf('--kill-renaming') + 1])
+    process.kill(process.pid, 'SIGKILL');
+  return rename(from, to);
+};
+syncBuiltinESMExports();
 
 await runCommand(async (signal) => {
   const run = { out, device: 'cpu', resume: flags.includes('--resume'), signal, progress };

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { cpSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import sharp from 'sharp';
@@ -166,6 +166,39 @@ test.serial('a full disk during a checkpoint leaves the one before, and the run 
   t.deepEqual(differences(left(out), left(teacher)), []);
 });
 
+test.serial('a kill while a checkpoint is written leaves a whole one, and the run can go on', async (t) => {
+  t.timeout(300_000);
+  // Before the new one is complete the old one counts; between the two renames of the swap, the new one.
+  for (const [name, step] of [['.last.new', 2], ['last', 4]] as const) {
+    const out = newFolder();
+    t.is((await child(['teacher', out, '-', '--kill-renaming', name])).signal, 'SIGKILL');
+    t.is(existsSync(join(out, 'last')), name === '.last.new');
+    t.is((await readTrainingState(join(out, 'last')))?.step, step);
+    const done = await child(['teacher', out, '-', '--resume']);
+    t.is(done.code, 0, done.stderr);
+    t.deepEqual(differences(left(out), left(teacher)), []);
+  }
+});
+
+test.serial('a damaged checkpoint is named and left as it is', async (t) => {
+  t.timeout(120_000);
+  const cases: [string, number, RegExp][] = [
+    ['model.safetensors', 1, /^mmmamba: \S*model\.safetensors\S* .*truncated: tensor [^\n]*\n$/m],
+    ['training.safetensors', 1, /^mmmamba: \S*training\.safetensors\S* .*truncated: tensor [^\n]*\n$/m],
+    ['training.json', 2, /^mmmamba: \S*training\.json:\d+:\d+: not JSON: [^\n]*\n$/m],
+  ];
+  for (const [name, exit, message] of cases) {
+    const out = newFolder();
+    cpSync(teacher, out, { recursive: true });
+    writeFileSync(join(out, 'last', name), readFileSync(join(out, 'last', name)).subarray(0, -9));
+    const before = left(out);
+    const { code, stderr } = await child(['teacher', out, '-', '--resume']);
+    t.is(code, exit, stderr);
+    t.regex(stderr, message);
+    t.deepEqual(differences(left(out), before), []);
+  }
+});
+
 test.serial('no tensor is left behind; folders of a run are not mixed up', async (t) => {
   t.timeout(120_000);
   const { tensors } = memoryStats();
@@ -173,6 +206,7 @@ test.serial('no tensor is left behind; folders of a run are not mixed up', async
   const run = { out, device: 'cpu', progress: silentProgress };
   await trainTeacher(tinyTeacher({ steps: 2 }), run, tinyTask);
   t.is(memoryStats().tensors, tensors);
+  const finished = left(out);
   await t.throwsAsync(trainTeacher(tinyTeacher({ steps: 2 }), run, tinyTask), { code: 'ERR_ARGUMENT', message: /not empty: give --resume/ });
   await t.throwsAsync(trainTeacher(tinyTeacher({ steps: 3 }), { ...run, resume: true }, tinyTask), {
     code: 'ERR_CONFIG',
@@ -182,6 +216,7 @@ test.serial('no tensor is left behind; folders of a run are not mixed up', async
     code: 'ERR_ARGUMENT',
     message: /of kind teacher, not distill/,
   });
+  t.deepEqual(differences(left(out), finished), []);
   const student = newFolder();
   await distill(tinyDistill({ steps: 1 }, { run: [1, 3], student: 'hybrid' }), join(out, 'model'), { ...run, out: student }, tinyTask);
   t.is(memoryStats().tensors, tensors);
@@ -215,7 +250,20 @@ test.serial('a trained model answers about a picture file', async (t) => {
   const unknown = await ask('what is zebra ?', picture);
   t.is(unknown.code, 1);
   t.regex(unknown.stderr, /vocabulary lacks zebra/);
-  const broken = await ask('what is this ?', join(model, 'config.json'));
-  t.is(broken.code, 1);
-  t.regex(broken.stderr, /config\.json cannot be decoded/);
+  const pixel = join(scratch, 'pixel.png');
+  await sharp({ create: { width: 1, height: 1, channels: 3, background: 'red' } }).png().toFile(pixel);
+  const fixture = (name: string): string => resolve('test/io/fixtures/images', name);
+  for (const unusual of [pixel, ...['rgb16.png', 'cmyk.jpg', 'animated.gif'].map(fixture)]) {
+    const { code, stderr } = await ask('what is this ?', unusual);
+    t.is(code, 0, `${unusual}: ${stderr}`);
+  }
+  const refused: [string, RegExp][] = [
+    [join(model, 'config.json'), /^mmmamba: \S*config\.json cannot be decoded: [^\n]*\n$/],
+    [fixture('bomb.png'), /^mmmamba: \S*bomb\.png cannot be decoded: 50000 x 50000 = 2500000000 pixels, more than the limit of [^\n]*\n$/],
+  ];
+  for (const [image, message] of refused) {
+    const { code, stderr } = await ask('what is this ?', image);
+    t.is(code, 1);
+    t.regex(stderr, message);
+  }
 });
