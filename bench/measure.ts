@@ -48,7 +48,7 @@ export async function time(call: (set: number) => unknown, device: string, optio
   };
   await eager(1);
   const once = await eager(Math.max(2, Math.min(sets, 20)));
-  const graph = device === 'cpu' ? null : await captured(call, device, Math.max(sets, once > 0.5 ? 1 : 8));
+  const graph = device === 'cpu' ? null : await captured((i) => call(i % sets), device, Math.max(sets, once > 0.5 ? 1 : 8));
   using _ = graph ?? undefined;
   const width = graph?.calls ?? 1;
   const batch = graph
