@@ -138,7 +138,7 @@ export async function runDemo(options: DemoOptions): Promise<DemoResult> {
     const lengths = contextLengths(longestContext);
     const context: ReportData['context'] = [];
     const all: [ModelName, VisionLanguageModel][] = [['teacher', teacher], ...students];
-    const rounds = 25;
+    const rounds = 24;
     progress.start('long contexts', all.length * rounds);
     for (const [i, [name, model]] of all.entries()) {
       using fused = name === 'teacher' ? null : convertLayout(model, 'fused');

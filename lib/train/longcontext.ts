@@ -18,7 +18,7 @@ export interface ContextPoint {
 
 export interface ContextOptions {
   readonly lengths: readonly number[];
-  /** how often every length has its turn of 8 timed tokens; default 25 */
+  /** how often every length has its turn of 8 timed tokens; default 24 */
   readonly rounds?: number;
   /** no round begins later than this, so that slow models are measured on fewer tokens; default 6 */
   readonly seconds?: number;
@@ -36,7 +36,7 @@ const timed = 8;
  * and values, as neither time nor memory depends on them.
  */
 export async function measureContext(model: VisionLanguageModel, options: ContextOptions): Promise<ContextPoint[]> {
-  const { lengths, rounds = 25, seconds = 6, signal, onRound } = options;
+  const { lengths, rounds = 24, seconds = 6, signal, onRound } = options;
   const { device } = model.placement;
   const next = async (state: RecurrentState, tokens: number): Promise<number> => {
     if (signal?.aborted) throw new MmError('ERR_ABORTED', 'the measurement of long contexts was stopped');
@@ -59,9 +59,11 @@ export async function measureContext(model: VisionLanguageModel, options: Contex
     for (const tokens of lengths) states.push(filled(model, tokens, values));
     const end = performance.now() + 1000 * seconds;
     for (let round = 0; round < rounds && (round === 0 || performance.now() < end); round++) {
-      for (const [i, tokens] of lengths.entries()) {
-        for (let n = 0; n < untimed; n++) await next(states[i]!, tokens);
-        for (let n = 0; n < timed; n++) times[i]!.push(await next(states[i]!, tokens));
+      for (let turn = 0; turn < lengths.length; turn++) {
+        // Each round begins with another length: the collector comes once in so many tokens, and would always meet the same ones.
+        const i = (round + turn) % lengths.length;
+        for (let n = 0; n < untimed; n++) await next(states[i]!, lengths[i]!);
+        for (let n = 0; n < timed; n++) times[i]!.push(await next(states[i]!, lengths[i]!));
       }
       onRound?.(round + 1);
     }

@@ -131,7 +131,7 @@ function context(data: ReportData): string {
     { name: 'memory of the context', log: true, format: byteText },
     'Memory by length of the context',
   );
-  return `<section><h2>Long contexts</h2><p>Time of the next token (the median of up to 200, the lengths taking turns), and memory of
+  return `<section><h2>Long contexts</h2><p>Time of the next token (the median of up to 192, the lengths taking turns), and memory of
 what is remembered of the context (the state of a mixer, the keys and values of attention), at batch 1.
 The values of the context are random: neither depends on them.</p>
 <div class="columns"><div>${time}</div><div>${memory}</div></div>
