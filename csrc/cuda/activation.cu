@@ -42,8 +42,8 @@ int32_t elementwise(const MMCall* c, const MMTensorView* const (&inputs)[N], con
       int lanes = 1;
       while (lanes < 256 && int64_t(lanes) * U * V < columns) lanes *= 2;
       const int64_t pieces = ceilDiv(columns, int64_t(lanes) * U * V);
-      return launch(c, activationKernel<Op, T, kWide>, dim3(unsigned(ceilDiv(rows * pieces, 256 / lanes))), dim3(256), 0, operands, nest, rows, pieces,
-          lanes);
+      return launch(c, activationKernel<Op, T, kWide>, dim3(unsigned(ceilDiv(rows * pieces, 256 / lanes))), dim3(256), 0, operands, nest,
+          rows, pieces, lanes);
     });
   });
 }
@@ -71,6 +71,10 @@ int32_t swigluBackward(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(activation, {"silu", "strided", nullptr, nullptr, forward<SiluOp>}, {"gelu", "strided", nullptr, nullptr, forward<GeluOp>},
-    {"swiglu", "strided", nullptr, nullptr, swiglu}, {"siluBackward", "strided", nullptr, nullptr, backward<SiluBackwardOp>},
-    {"geluBackward", "strided", nullptr, nullptr, backward<GeluBackwardOp>}, {"swigluBackward", "strided", nullptr, nullptr, swigluBackward})
+MM_CUDA_KERNELS(activation,
+    {"silu", "strided", nullptr, nullptr, forward<SiluOp>},
+    {"gelu", "strided", nullptr, nullptr, forward<GeluOp>},
+    {"swiglu", "strided", nullptr, nullptr, swiglu},
+    {"siluBackward", "strided", nullptr, nullptr, backward<SiluBackwardOp>},
+    {"geluBackward", "strided", nullptr, nullptr, backward<GeluBackwardOp>},
+    {"swigluBackward", "strided", nullptr, nullptr, swigluBackward})

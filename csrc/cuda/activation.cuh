@@ -169,6 +169,7 @@ __global__ void __launch_bounds__(256) activationKernel(const ActivationOperands
         for (int m = 0; m < M; m++)
           if (operands.out[m]) storeVector(operands.out[m] + at[N] + j, to[m]);
       } else {
+#pragma unroll 1
         for (int64_t i = j; i < columns; i++) single(i);
       }
     }

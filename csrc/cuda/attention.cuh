@@ -202,7 +202,8 @@ ForwardOperands<T> forwardOperands(const AttentionTensors& x) {
 }
 
 // Fills in what follows from the shapes; masks, starts and lengths are the caller's.
-inline AttentionProblem attentionProblem(const MMTensorView& q, const MMTensorView& k, double scale, bool causal, int64_t left, int64_t right) {
+inline AttentionProblem attentionProblem(const MMTensorView& q, const MMTensorView& k, double scale, bool causal, int64_t left,
+                                         int64_t right) {
   constexpr int64_t kFar = int64_t(1) << 29;  // farther than any sequence is long
   AttentionProblem p{};
   p.sequences = int(q.shape[0]), p.queries = int(q.shape[1]), p.keys = int(k.shape[1]);

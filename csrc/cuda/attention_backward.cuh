@@ -209,8 +209,9 @@ __global__ void __launch_bounds__(KeyGradientTile<D>::threads, 256 / KeyGradient
     if constexpr (DV) stageRows<T, PIECES>(shared + Tile::keys, warpRow + m * 16, dV[m], 1.f, 1.f, lane);
   }
   __syncwarp();
-  if (DK && x.dK.data) storeRows<T, PIECES>(shared, warpRow, x.dK.at(s.batch, s.firstKey + key, kvHead), x.dK.row, keys, p.dim, lane);
-  if (DV && x.dV.data) storeRows<T, PIECES>(shared + Tile::keys, warpRow, x.dV.at(s.batch, s.firstKey + key, kvHead), x.dV.row, keys, p.dim, lane);
+  const int64_t l = s.firstKey + key;
+  if (DK && x.dK.data) storeRows<T, PIECES>(shared, warpRow, x.dK.at(s.batch, l, kvHead), x.dK.row, keys, p.dim, lane);
+  if (DV && x.dV.data) storeRows<T, PIECES>(shared + Tile::keys, warpRow, x.dV.at(s.batch, l, kvHead), x.dV.row, keys, p.dim, lane);
 }
 
 // ---- dQ on tensor cores
@@ -309,7 +310,8 @@ __global__ void __launch_bounds__(Tile::threads) attentionKeyGradientTileKernel(
   constexpr int RM = Tile::RM, CN = Tile::CN;
   static_assert(!ALL || (Tile::rows == Tile::cols && Tile::cols % Tile::TY == 0), "rows of dQ are shared out like those of dK");
   extern __shared__ __align__(128) char shared[];
-  float *k = reinterpret_cast<float*>(shared), *v = k + Tile::rows * Tile::ld, *q = v + Tile::rows * Tile::ld, *dO = q + Tile::cols * Tile::ld;
+  float *k = reinterpret_cast<float*>(shared), *v = k + Tile::rows * Tile::ld;
+  float *q = v + Tile::rows * Tile::ld, *dO = q + Tile::cols * Tile::ld;
   float *w = dO + Tile::cols * Tile::ld, *dS = w + Tile::rows * Tile::lds, *lse2 = dS + Tile::rows * Tile::lds, *delta = lse2 + Tile::cols;
   const int tx = threadIdx.x % Tile::TX, ty = threadIdx.x / Tile::TX;
   const int kvHead = int(blockIdx.x) % p.kvHeads;
@@ -400,8 +402,8 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::threads) attentionQueryGradientTileKernel(AttentionProblem p, GeneralBackward x) {
   constexpr int RM = Tile::RM, CN = Tile::CN;
   extern __shared__ __align__(128) char shared[];
-  float *q = reinterpret_cast<float*>(shared), *dO = q + Tile::rows * Tile::ld, *k = dO + Tile::rows * Tile::ld, *v = k + Tile::cols * Tile::ld;
-  float* dS = v + Tile::cols * Tile::ld;
+  float *q = reinterpret_cast<float*>(shared), *dO = q + Tile::rows * Tile::ld;
+  float *k = dO + Tile::rows * Tile::ld, *v = k + Tile::cols * Tile::ld, *dS = v + Tile::cols * Tile::ld;
   const int tx = threadIdx.x % Tile::TX, ty = threadIdx.x / Tile::TX;
   const int head = int(blockIdx.x) % p.heads, slot = int(gridDim.x) / p.heads - 1 - int(blockIdx.x) / p.heads, kvHead = head / p.group;
   AttentionSequence s;

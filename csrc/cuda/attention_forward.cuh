@@ -61,7 +61,8 @@ __device__ __forceinline__ void addRows(float (&acc)[MT][D / 8][4], const uint32
 
 // Scores of keys [key, key + KEYS) that their query does not see become -inf; queries [query, query + 16 MT).
 template <int MT, int KEYS>
-__device__ __forceinline__ void maskScores(float (&s)[MT][KEYS / 8][4], const AttentionProblem& p, const AttentionSequence& sequence, int query, int key, int lane) {
+__device__ __forceinline__ void maskScores(float (&s)[MT][KEYS / 8][4], const AttentionProblem& p, const AttentionSequence& sequence,
+                                           int query, int key, int lane) {
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -172,7 +173,8 @@ __global__ void __launch_bounds__(128, 2) attentionForwardMmaKernel(AttentionPro
   softmax.reset();
   const uint32_t lanesA = rowsFirst<PIECES>(lane), lanesB = piecesFirst<PIECES>(lane);
   if (blocks) {
-    loadTile<Tile::rows, PIECES, Tile::threads>(qTile, x.q.at(s.batch, s.firstQuery + first, head), x.q.row, s.queries - first, p.dim, threadIdx.x);
+    loadTile<Tile::rows, PIECES, Tile::threads>(qTile, x.q.at(s.batch, s.firstQuery + first, head), x.q.row, s.queries - first, p.dim,
+                                                threadIdx.x);
     load(0);
   }
 #pragma unroll 1
@@ -233,7 +235,8 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::threads) attentionForwardTileKernel(AttentionProblem p, GeneralForward x) {
   constexpr int RM = Tile::RM, CN = Tile::CN;
   extern __shared__ __align__(128) char shared[];
-  float *q = reinterpret_cast<float*>(shared), *k = q + Tile::rows * Tile::ld, *v = k + Tile::cols * Tile::ld, *w = v + Tile::cols * Tile::ld;
+  float *q = reinterpret_cast<float*>(shared), *k = q + Tile::rows * Tile::ld;
+  float *v = k + Tile::cols * Tile::ld, *w = v + Tile::cols * Tile::ld;
   const int tx = threadIdx.x % Tile::TX, ty = threadIdx.x / Tile::TX;
   const int head = int(blockIdx.x) % p.heads, slot = int(gridDim.x) / p.heads - 1 - int(blockIdx.x) / p.heads, kvHead = head / p.group;
   AttentionSequence s;
@@ -289,7 +292,8 @@ __global__ void __launch_bounds__(Tile::threads) attentionForwardTileKernel(Atte
     const int r = ty + Tile::TY * i;
     factor[i] = sum == 0.f ? 0.f : 1.f / sum;
     if (x.lse && tx == 0 && r < queries)
-      x.lse[(int64_t(s.batch) * p.heads + head) * p.queries + s.firstQuery + first + r] = sum == 0.f ? -INFINITY : fmaf(top[i], kLn2, logf(sum));
+      x.lse[(int64_t(s.batch) * p.heads + head) * p.queries + s.firstQuery + first + r] =
+          sum == 0.f ? -INFINITY : fmaf(top[i], kLn2, logf(sum));
   }
   storeFloatRows<Tile>(o, factor, x.storage, x.o, s.batch, s.firstQuery + first, head, queries, p.dim, ty, tx);
 }

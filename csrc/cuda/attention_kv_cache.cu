@@ -43,7 +43,9 @@ SplitPlan splitPlan(const MMCall* c, const AttentionProblem& p, bool mma, Scratc
   return plan;
 }
 
-unsigned blockCount(const AttentionProblem& p, const SplitPlan& plan) { return unsigned(p.sequences * p.kvHeads * plan.tiles * plan.splits); }
+unsigned blockCount(const AttentionProblem& p, const SplitPlan& plan) {
+  return unsigned(p.sequences * p.kvHeads * plan.tiles * plan.splits);
+}
 
 template <class T, int V, int D, int R>
 int32_t runLanes(const MMCall* c, const AttentionProblem& p, const SplitPlan& plan, const ForwardOperands<T>& x) {
@@ -109,11 +111,13 @@ int32_t kvCacheAppend(const MMCall* c) {
 
 }  // namespace
 
-// Few rows are bound by the bytes of the keys; some more are still worth it where the blocks of queries would leave the device idle.
+// Few rows are bound by the bytes of the keys. More rows are still better off this way where a tile of one head's queries would be
+// mostly empty, or where there are too few such tiles for the device.
 bool splitsKeys(const MMCall* c, const AttentionProblem& p) {
   const int64_t rows = int64_t(p.group) * p.queries;
-  if (rows <= 64) return p.keys >= 128 || rows <= 16;
-  return rows <= 256 && p.keys >= 2048 && ceilDiv(p.queries, 64) * p.heads * p.sequences < deviceOf(c).multiprocessors;
+  if (rows <= 16) return true;
+  const bool idle = ceilDiv(p.queries, 64) * p.heads * p.sequences < deviceOf(c).multiprocessors;
+  return rows <= 64 ? p.keys >= 128 && (p.queries < 16 || idle) : rows <= 256 && p.keys >= 2048 && idle;
 }
 
 uint64_t splitKeysWorkspace(const MMCall* c, const AttentionProblem& p) {
@@ -134,13 +138,14 @@ int32_t attendSplitKeys(const MMCall* c, const AttentionProblem& p, const Attent
       if (mma)
         status = dispatchSize<32, 64, 128, 256>(p.dim, [&](auto dim) {
           constexpr int D = decltype(dim)::value;
-          return launch(c, attentionSplitMmaKernel<T, D>, dim3(blockCount(p, plan)), dim3(SplitTile<D>::threads), SplitTile<D>::shared, p, plan,
-                        forwardOperands<T>(x));
+          return launch(c, attentionSplitMmaKernel<T, D>, dim3(blockCount(p, plan)), dim3(SplitTile<D>::threads), SplitTile<D>::shared,
+                        p, plan, forwardOperands<T>(x));
         });
     }
     if (!mma) status = runGeneral<T>(c, p, plan, x);
     if (status || plan.splits == 1) return status;
-    return launch(c, attentionJoinSplitsKernel<T>, dim3(unsigned(p.sequences * p.queries * p.heads)), dim3(128), 0, p, plan, forwardOperands<T>(x));
+    return launch(c, attentionJoinSplitsKernel<T>, dim3(unsigned(p.sequences * p.queries * p.heads)), dim3(128), 0, p, plan,
+                  forwardOperands<T>(x));
   });
 }
 

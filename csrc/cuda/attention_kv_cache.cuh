@@ -50,8 +50,8 @@ __device__ __forceinline__ SplitItem splitItem(const AttentionProblem& p, const 
 
 // Writes column group `j` (N channels) of one finished row, or of its partial.
 template <class T, int N>
-__device__ __forceinline__ void writeRow(const AttentionProblem& p, const SplitPlan& plan, const SplitItem& item, const ForwardOperands<T>& x,
-                                         int row, int j, const float (&o)[N], float top, float total) {
+__device__ __forceinline__ void writeRow(const AttentionProblem& p, const SplitPlan& plan, const SplitItem& item,
+                                         const ForwardOperands<T>& x, int row, int j, const float (&o)[N], float top, float total) {
   if (plan.splits > 1) {
     const int64_t at = item.partial * plan.tileRows + row;
     storeFloats<N>(plan.o + at * plan.depth + j, o);
@@ -79,7 +79,8 @@ struct SplitTile {
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(SplitTile<D>::threads, 2) attentionSplitMmaKernel(AttentionProblem p, SplitPlan plan, ForwardOperands<T> x) {
+__global__ void __launch_bounds__(SplitTile<D>::threads, 2)
+    attentionSplitMmaKernel(AttentionProblem p, SplitPlan plan, ForwardOperands<T> x) {
   using Tile = SplitTile<D>;
   constexpr int PIECES = Tile::pieces, STAGES = Tile::stages;
   extern __shared__ __align__(128) char shared[];
@@ -102,8 +103,10 @@ __global__ void __launch_bounds__(SplitTile<D>::threads, 2) attentionSplitMmaKer
   int loadKey = item.keys.begin + warp * 16, stage = 0;
   const auto load = [&] {
     if (loadKey < item.keys.end) {
-      loadTile<16, PIECES, 32>(ring + stage * 2 * Tile::operand, k + loadKey * x.k.row, x.k.row, item.keys.end - loadKey, p.dim, lane);
-      loadTile<16, PIECES, 32>(ring + stage * 2 * Tile::operand + Tile::operand, v + loadKey * x.v.row, x.v.row, item.keys.end - loadKey, p.dim, lane);
+      const uint32_t kTile = ring + stage * 2 * Tile::operand;
+      const int rows = item.keys.end - loadKey;
+      loadTile<16, PIECES, 32>(kTile, k + loadKey * x.k.row, x.k.row, rows, p.dim, lane);
+      loadTile<16, PIECES, 32>(kTile + Tile::operand, v + loadKey * x.v.row, x.v.row, rows, p.dim, lane);
     }
     commitAsync();
     loadKey += Tile::warps * 16;
@@ -332,8 +335,8 @@ __global__ void __launch_bounds__(128) attentionJoinSplitsKernel(AttentionProble
 // ---- kvCacheAppend: a block a token
 // Rows of `units` units U from x (batch, added, heads) to cache; strides in units.
 template <class U>
-__global__ void __launch_bounds__(128) kvCacheAppendKernel(HeadView<U> cache, HeadView<const U> x, const int32_t* __restrict__ positions, int batch,
-                                                           int added, int heads, int units, int capacity) {
+__global__ void __launch_bounds__(128) kvCacheAppendKernel(HeadView<U> cache, HeadView<const U> x, const int32_t* __restrict__ positions,
+                                                           int batch, int added, int heads, int units, int capacity) {
   bool bad = false;
   for (int b = threadIdx.x; b < batch; b += blockDim.x) bad |= positions[b] < 0 || positions[b] > capacity - added;
   if (__syncthreads_or(bad)) return;

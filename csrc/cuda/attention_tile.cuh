@@ -45,7 +45,8 @@ struct FloatTile {
 
 // Rows [0, rows) of an operand times a factor; zeros behind them and behind its channels.
 template <class Tile, int ROWS>
-__device__ __forceinline__ void loadFloatRows(float* tile, Storage storage, const AnyView& x, int b, int l, int h, int rows, int dim, float factor) {
+__device__ __forceinline__ void loadFloatRows(float* tile, Storage storage, const AnyView& x, int b, int l, int h, int rows, int dim,
+                                              float factor) {
   withFloat(storage.dtype, [&](auto type) {
     using T = decltype(type);
     const T* from = rowsOf<const T>(x, b, l, h);

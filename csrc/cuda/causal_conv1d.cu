@@ -16,8 +16,8 @@ int32_t launchRows(const MMCall* c, const Conv<T>& v, T* finalStates) {
   while (each > 4 && v.batch * ceilDiv(v.length, each) * vectors < threads) each /= 2;
   const int lanes = convColumns(vectors), block = each > 4 ? 256 : 128;
   const int64_t slices = ceilDiv(v.length, each), columns = ceilDiv(vectors, lanes);
-  return launch(c, causalConv1dRowsFwdKernel<T, W, V>, dim3(unsigned(columns * ceilDiv(v.batch * slices, block / lanes))), dim3(lanes, block / lanes), 0, v, data<T>(y), y.stride[0],
-      y.stride[2], finalStates, unsigned(columns), slices, each);
+  return launch(c, causalConv1dRowsFwdKernel<T, W, V>, dim3(unsigned(columns * ceilDiv(v.batch * slices, block / lanes))),
+      dim3(lanes, block / lanes), 0, v, data<T>(y), y.stride[0], y.stride[2], finalStates, unsigned(columns), slices, each);
 }
 
 template <class T>
@@ -33,12 +33,13 @@ int32_t forward(const MMCall* c) {
   const bool apart = path == ConvPath::elements || packed || v.length == 0;
   if (apart) {
     const int64_t states = v.sequences.count * v.channels * (v.width - 1);
-    if (const int32_t status = launch(c, causalConv1dFinalStatesKernel<T>, convGrid(states, 256), dim3(256), 0, v, finalStates)) return status;
+    if (const int32_t status = launch(c, causalConv1dFinalStatesKernel<T>, convGrid(states, 256), dim3(256), 0, v,
+        finalStates)) return status;
   }
   if (!numel(x)) return MM_OK;
   if (path == ConvPath::elements)
-    return launch(c, causalConv1dElementsFwdKernel<T>, convGrid(numel(x), 256), dim3(256), 0, v, data<T>(y), y.stride[0], y.stride[1], y.stride[2],
-        x.stride[1] < x.stride[2]);
+    return launch(c, causalConv1dElementsFwdKernel<T>, convGrid(numel(x), 256), dim3(256), 0, v, data<T>(y), y.stride[0], y.stride[1],
+        y.stride[2], x.stride[1] < x.stride[2]);
   return dispatchTaps(v.width, [&](auto taps) {
     constexpr int W = decltype(taps)::value;
     T* states = apart ? nullptr : finalStates;
@@ -51,8 +52,8 @@ int32_t forward(const MMCall* c) {
     const bool vectors = convVectors<T>(x, 2, V) && convVectors<T>(y, 2, V);
     const int64_t count = v.batch * v.channels;
     const ConvLines lines = convLines(ceilDiv(v.length, V), count, deviceOf(c).multiprocessors, vectors);
-    return launch(c, causalConv1dLinesFwdKernel<T, W>, convGrid(count * lines.runs * lines.lanes, 128), dim3(128), 0, v, data<T>(y), y.stride[0], y.stride[1], states,
-        lines);
+    return launch(c, causalConv1dLinesFwdKernel<T, W>, convGrid(count * lines.runs * lines.lanes, 128), dim3(128), 0, v, data<T>(y),
+        y.stride[0], y.stride[1], states, lines);
   });
 }
 

@@ -14,8 +14,7 @@
 // cuSeqlens is read on the device and cannot be refused there: starts are clamped to [0, L] and a sequence is taken to hold the
 // position that was looked up, so that no access leaves the operands whatever the starts say.
 #pragma once
-#include "cuda/common/mma.cuh"
-#include "cuda/kernel.cuh"
+#include "cuda/half_math.cuh"
 
 namespace mm::cuda {
 
@@ -74,7 +73,7 @@ struct ConvParameter {
 #pragma unroll
     for (int k = 0; k < N; k += C) {
       float part[C];
-      loadFloats<C>(p + k, part);
+      loadPacked<C>(p + k, part);
 #pragma unroll
       for (int i = 0; i < C; i++) out[k + i] = part[i];
     }
@@ -92,21 +91,6 @@ struct Conv {
   int32_t width;
   bool silu;
 };
-
-template <class T>
-__device__ __forceinline__ float convSigmoid(float v) {
-  if constexpr (std::is_same_v<T, float>) return 1.f / (1.f + expf(-v));
-  else return __fdividef(1.f, 1.f + __expf(-v));
-}
-template <class T>
-__device__ __forceinline__ float convSilu(float v) {
-  return v * convSigmoid<T>(v);
-}
-template <class T>
-__device__ __forceinline__ float convSiluGrad(float v) {
-  const float s = convSigmoid<T>(v);
-  return s * fmaf(v, 1.f - s, 1.f);
-}
 
 // weights[j][c] of channel d + c and their biases
 template <class T, int W, int V>
@@ -142,7 +126,7 @@ __device__ __forceinline__ void loadWindow(const Conv<T>& v, const ConvPiece& pi
 #pragma unroll
   for (int k = 0; k < W - 1; k++) {
     const int row = t - (W - 1) + k, slot = row - piece.begin + W - 1;
-    if (row >= piece.begin) loadFloats<V>(x + row * v.xTime, window[k]);
+    if (row >= piece.begin) loadPacked<V>(x + row * v.xTime, window[k]);
     else
 #pragma unroll
       for (int c = 0; c < V; c++) window[k][c] = v.states ? toFloat(v.states[piece.states + c * (W - 1) + slot]) : 0.f;
@@ -163,7 +147,8 @@ __device__ __forceinline__ void fetchRows(Pack<T, V> (&rows)[kConvAhead], const 
 
 // Blocks of (columns of V channels) x (slices); grid: column blocks x groups of slices, columns fastest.
 template <class T, int W, int V>
-__global__ void __launch_bounds__(256, 3) causalConv1dRowsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yTime, T* __restrict__ finalStates, unsigned columns, int64_t slices,
+__global__ void __launch_bounds__(256, 3) causalConv1dRowsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yTime,
+    T* __restrict__ finalStates, unsigned columns, int64_t slices,
     int rowsEach) {
   const unsigned column = blockIdx.x % columns, group = blockIdx.x / columns;
   const int64_t d = (int64_t(column) * blockDim.x + threadIdx.x) * V, slice = int64_t(group) * blockDim.y + threadIdx.y;
@@ -187,22 +172,22 @@ __global__ void __launch_bounds__(256, 3) causalConv1dRowsFwdKernel(const Conv<T
 #pragma unroll
       for (int i = 0; i < kConvAhead; i++) {
         if (!WHOLE && t + i >= stop) break;
-        float sum[V];
+        float value[V], sum[V];
+        unpack(rows[i], value);
 #pragma unroll
         for (int c = 0; c < V; c++) {
-          const float value = toFloat(rows[i].v[c]);
           sum[c] = bias[c];
 #pragma unroll
           for (int j = 0; j < W - 1; j++) sum[c] = fmaf(weights[j][c], window[j][c], sum[c]);
-          sum[c] = fmaf(weights[W - 1][c], value, sum[c]);
+          sum[c] = fmaf(weights[W - 1][c], value[c], sum[c]);
 #pragma unroll
           for (int j = 0; j + 1 < W - 1; j++) window[j][c] = window[j + 1][c];
-          window[W - 2][c] = value;
+          window[W - 2][c] = value[c];
         }
         if (v.silu)
 #pragma unroll
-          for (int c = 0; c < V; c++) sum[c] = convSilu<T>(sum[c]);
-        storeFloats<V>(y, sum);
+          for (int c = 0; c < V; c++) sum[c] = siluFor<T>(sum[c]);
+        storePacked<V>(y, sum);
         y += yTime;
       }
     };
@@ -246,7 +231,7 @@ __device__ __forceinline__ Pack<T, V> loadLine(const T* line, int left, bool vec
 }
 template <int V, class T>
 __device__ __forceinline__ void storeLine(T* line, int left, bool vectors, const float (&values)[V]) {
-  if (vectors && left > 0) return storeFloats<V>(line, values);
+  if (vectors && left > 0) return storePacked<V>(line, values);
 #pragma unroll
   for (int i = 0; i < V; i++)
     if (i < left) line[i] = fromFloat<T>(values[i]);
@@ -263,7 +248,8 @@ __device__ __forceinline__ void loadBefore(const T* line, const T* state, int64_
 }
 
 template <class T, int W>
-__global__ void __launch_bounds__(128) causalConv1dLinesFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yChannel, T* __restrict__ finalStates, const ConvLines lines) {
+__global__ void __launch_bounds__(128) causalConv1dLinesFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yChannel,
+    T* __restrict__ finalStates, const ConvLines lines) {
   constexpr int V = kVector<T>, H = W - 1;
   const int lane = threadIdx.x & (lines.lanes - 1);
   const int64_t group = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lines.lanes, line = group / lines.runs;
@@ -287,9 +273,10 @@ __global__ void __launch_bounds__(128) causalConv1dLinesFwdKernel(const Conv<T> 
   fetch(first);
   for (int chunk = 0; chunk < lines.chunks; chunk++) {
     const int64_t t = first + int64_t(chunk) * lines.lanes * V;
-    float value[H + V];  // from step t - H
+    float value[H + V], fresh[V];  // value: from step t - H
+    unpack(next, fresh);
 #pragma unroll
-    for (int i = 0; i < V; i++) value[H + i] = toFloat(next.v[i]);
+    for (int i = 0; i < V; i++) value[H + i] = fresh[i];
 #pragma unroll
     for (int k = 0; k < H; k++) {
       value[k] = __shfl_up_sync(0xffffffffu, value[V + k], 1, lines.lanes);
@@ -302,7 +289,7 @@ __global__ void __launch_bounds__(128) causalConv1dLinesFwdKernel(const Conv<T> 
       sum[i] = bias;
 #pragma unroll
       for (int j = 0; j < W; j++) sum[i] = fmaf(weights[j], value[i + j], sum[i]);
-      if (v.silu) sum[i] = convSilu<T>(sum[i]);
+      if (v.silu) sum[i] = siluFor<T>(sum[i]);
     }
     const int left = stepsLeft(t, length, V + H);
     storeLine<V>(y + t, left, lines.vectors, sum);
@@ -337,17 +324,19 @@ __device__ __forceinline__ float convInput(const Conv<T>& v, const ConvSpan& spa
 template <class T>
 __device__ __forceinline__ float convSum(const Conv<T>& v, const ConvSpan& span, int64_t b, int64_t d, int64_t t) {
   float sum = v.bias.data ? v.bias.template at<T>(d) : 0.f;
-  for (int j = 0; j < v.width; j++) sum = fmaf(v.weight.template at<T>(d * v.width + j), convInput(v, span, b, d, t - v.width + 1 + j), sum);
+  for (int j = 0; j < v.width; j++) sum = fmaf(v.weight.template at<T>(d * v.width + j), convInput(v, span, b, d, t - v.width + 1 + j),
+      sum);
   return sum;
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) causalConv1dElementsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yChannel, int64_t yTime, bool channelFastest) {
+__global__ void __launch_bounds__(256) causalConv1dElementsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yChannel,
+    int64_t yTime, bool channelFastest) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= v.batch * v.channels * v.length) return;
   const ConvElement at(i, v.channels, v.length, channelFastest);
   const float sum = convSum(v, v.sequences.at(at.b, at.t), at.b, at.d, at.t);
-  y[at.b * yBatch + at.d * yChannel + at.t * yTime] = fromFloat<T>(v.silu ? convSilu<T>(sum) : sum);
+  y[at.b * yBatch + at.d * yChannel + at.t * yTime] = fromFloat<T>(v.silu ? siluFor<T>(sum) : sum);
 }
 
 // (S, D, W-1), an element a thread
@@ -386,7 +375,8 @@ bool convVectors(const MMTensorView& v, int axis, int V) {
 }
 
 template <class T>
-Conv<T> convOf(const MMTensorView& x, const MMTensorView& weight, const MMTensorView* bias, const MMTensorView* states, const MMTensorView* starts, bool silu) {
+Conv<T> convOf(const MMTensorView& x, const MMTensorView& weight, const MMTensorView* bias, const MMTensorView* states,
+    const MMTensorView* starts, bool silu) {
   Conv<T> v;
   v.x = data<const T>(x);
   v.xBatch = x.stride[0], v.xChannel = x.stride[1], v.xTime = x.stride[2];
@@ -413,7 +403,8 @@ inline int convColumns(int64_t vectors) {
 inline ConvLines convLines(int64_t vectors, int64_t count, int multiprocessors, bool whole) {
   ConvLines lines{1, 1, 1, whole};
   while (lines.lanes < 32 && lines.lanes < vectors) lines.lanes *= 2;
-  const int64_t chunks = ceilDiv(vectors, lines.lanes), wanted = ceilDiv(int64_t(multiprocessors) * 2048, count > 0 ? count * lines.lanes : 1);
+  const int64_t chunks = ceilDiv(vectors, lines.lanes), wanted = ceilDiv(int64_t(multiprocessors) * 2048, count > 0 ? count * lines.lanes
+      : 1);
   int64_t each = ceilDiv(chunks, wanted);
   if (each > 16) each = 16;
   lines.chunks = int32_t(each);

@@ -1,25 +1,12 @@
 #include "cuda/causal_conv1d_backward.cuh"
 
 #include "cuda/common/rows.cuh"
-#include "cuda/common/strided.cuh"
 #include "ops/causal_conv1d.h"
 
 namespace mm::cuda {
 namespace {
 
 using namespace ops::causal_conv1d_bwd;
-
-template <class T>
-struct Same {
-  static constexpr int K = 1, M = 1;
-  using In = T;
-  using Out = T;
-  template <int V>
-  __device__ __forceinline__ void operator()(const T (&x)[1][V], T (&y)[1][V]) const {
-#pragma unroll
-    for (int i = 0; i < V; i++) y[0][i] = x[0][i];
-  }
-};
 
 // Blocks of 256 threads, two of which a multiprocessor holds, take slices in turns: as long ones as still give all of them work.
 struct RowsPlan {
@@ -87,37 +74,45 @@ template <class T, int W, int V>
 int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, const ConvGradients<T>& to, int64_t& parts) {
   const RowsPlan rows(plan.x, V, deviceOf(c).multiprocessors);
   parts = rows.parts;
-  return launch(c, causalConv1dRowsBwdKernel<T, W, V>, dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, 256 / rows.lanes), 0, v, to, unsigned(rows.columns),
-      rows.slices, rows.each, rows.parts);
+  return launch(c, causalConv1dRowsBwdKernel<T, W, V>, dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, 256 / rows.lanes), 0,
+      v, to, unsigned(rows.columns), rows.slices, rows.each, rows.parts);
 }
 
 template <class T>
 int32_t launchElements(const MMCall* c, const Plan& plan, const Conv<T>& v, const ConvGradients<T>& to) {
   const dim3 grid = convGrid(numel(plan.x), 256), block(256);
   const bool channelFastest = plan.x.stride[1] < plan.x.stride[2];
-  if (const int32_t status = launch(c, causalConv1dElementsGradientKernel<T>, grid, block, 0, v, to, plan.gradients, channelFastest)) return status;
+  if (const int32_t status = launch(c, causalConv1dElementsGradientKernel<T>, grid, block, 0, v, to, plan.gradients,
+      channelFastest)) return status;
   if (to.dx)
-    if (const int32_t status = launch(c, causalConv1dElementsBwdKernel<T>, grid, block, 0, v, to, plan.gradients, channelFastest)) return status;
-  return launch(c, causalConv1dElementsWeightKernel<T>, dim3(plan.sumsEach ? unsigned(v.channels * (v.width + 1)) : 0), block, 0, v, to, plan.gradients, channelFastest);
+    if (const int32_t status = launch(c, causalConv1dElementsBwdKernel<T>, grid, block, 0, v, to, plan.gradients,
+        channelFastest)) return status;
+  return launch(c, causalConv1dElementsWeightKernel<T>, dim3(plan.sumsEach ? unsigned(v.channels * (v.width + 1)) : 0), block, 0, v, to,
+      plan.gradients, channelFastest);
 }
 
 template <class T>
 int32_t backward(const MMCall* c) {
   const Plan plan(c, Scratch(c));
   const auto& x = plan.x;
-  const Conv<T> v = convOf<T>(x, in(c, WEIGHT), has(c, BIAS) ? &in(c, BIAS) : nullptr, has(c, INITIAL_STATES) ? &in(c, INITIAL_STATES) : nullptr,
+  const Conv<T> v = convOf<T>(x, in(c, WEIGHT), has(c, BIAS) ? &in(c, BIAS) : nullptr, has(c, INITIAL_STATES) ? &in(c, INITIAL_STATES)
+      : nullptr,
       has(c, CU_SEQLENS) ? &in(c, CU_SEQLENS) : nullptr, attrs<Attrs>(c).activation == ops::causal_conv1d::SILU);
-  MMTensorView dy = plan.dy;
-  if (plan.copies) {
-    const MMTensorView copied = plan.copied();
-    const MMTensorView* const views[2] = {&dy, &copied};
-    T* const result[1] = {data<T>(copied)};
-    if (const int32_t status = map(c, Same<T>{}, views, copied, result)) return status;
-    dy = copied;
-  }
+  const bool channelFastest = plan.path == ConvPath::rows;
   ConvGradients<T> to = {};
-  to.dy = data<const T>(dy);
-  to.dyBatch = dy.stride[0], to.dyChannel = dy.stride[1], to.dyTime = dy.stride[2];
+  const auto reads = [&](const MMTensorView& dy) {
+    to.dy = data<const T>(dy);
+    to.dyBatch = dy.stride[0], to.dyChannel = dy.stride[1], to.dyTime = dy.stride[2];
+  };
+  reads(plan.dy);
+  if (plan.copies) {
+    const int64_t tiles = v.batch * ceilDiv(v.channels, 32) * ceilDiv(v.length, 32);
+    if (const int32_t status = launch(c, causalConv1dRelayoutKernel<T>, dim3(unsigned(tiles)), dim3(32, 8), 0, to,
+        static_cast<T*>(plan.copy), v.channels, v.length, channelFastest))
+      return status;
+    reads(plan.copied());
+  }
+  const MMTensorView dy = plan.copies ? plan.copied() : plan.dy;
   to.finalStates = has(c, DFINAL_STATES) ? data<const T>(in(c, DFINAL_STATES)) : nullptr;
   if (hasOut(c, DX)) {
     const auto& dx = out(c, DX);
@@ -152,7 +147,8 @@ int32_t backward(const MMCall* c) {
         constexpr int N = kVector<T>;
         const bool vectors = convVectors<T>(x, 2, N) && convVectors<T>(dy, 2, N) && (!to.dx || convVectors<T>(out(c, DX), 2, N));
         const ConvLines lines = plan.lines(deviceOf(c).multiprocessors, vectors);
-        return launch(c, causalConv1dLinesBwdKernel<T, W>, convGrid(v.batch * v.channels * lines.runs * lines.lanes, 128), dim3(128), 0, v, to, lines);
+        return launch(c, causalConv1dLinesBwdKernel<T, W>, convGrid(v.batch * v.channels * lines.runs * lines.lanes, 128), dim3(128), 0,
+            v, to, lines);
       });
     }
   }

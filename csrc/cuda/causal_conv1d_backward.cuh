@@ -27,10 +27,32 @@ struct ConvGradients {
   int64_t sumsEach;              // columns of a partial row
 };
 
+// dY to the layout of x (rows: channels fastest, lines: steps fastest), dense, in tiles of 32 channels by 32 steps: 32 x 8 threads,
+// tiles of channels fastest.
+template <class T>
+__global__ void __launch_bounds__(256) causalConv1dRelayoutKernel(const ConvGradients<T> from, T* __restrict__ to, int64_t channels,
+    int64_t length, bool channelFastest) {
+  __shared__ T tile[32][33];
+  const int64_t across = (channels + 31) / 32, along = (length + 31) / 32, rest = blockIdx.x / across;
+  const int64_t b = rest / along, d0 = (blockIdx.x - rest * across) * 32, t0 = (rest - b * along) * 32;
+  const bool readsChannels = from.dyChannel < from.dyTime;
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const int d = readsChannels ? int(threadIdx.x) : i, t = readsChannels ? i : int(threadIdx.x);
+    if (d0 + d < channels && t0 + t < length) tile[d][t] = from.dy[b * from.dyBatch + (d0 + d) * from.dyChannel + (t0 + t) * from.dyTime];
+  }
+  __syncthreads();
+  for (int i = threadIdx.y; i < 32; i += 8) {
+    const int d = channelFastest ? int(threadIdx.x) : i, t = channelFastest ? i : int(threadIdx.x);
+    if (d0 + d < channels && t0 + t < length)
+      to[b * channels * length + (channelFastest ? (t0 + t) * channels + d0 + d : (d0 + d) * length + t0 + t)] = tile[d][t];
+  }
+}
+
 // 256 threads as (columns of V channels) x (slices); grid: column blocks x parts, columns fastest. Part p takes the slice groups
 // p, p + parts, ... The initial states are for sequences that are not packed.
 template <class T, int W, int V>
-__global__ void __launch_bounds__(256, 2) causalConv1dRowsBwdKernel(const Conv<T> v, const ConvGradients<T> to, unsigned columns, int64_t slices, int rowsEach, int64_t parts) {
+__global__ void __launch_bounds__(256, 2) causalConv1dRowsBwdKernel(const Conv<T> v, const ConvGradients<T> to, unsigned columns,
+    int64_t slices, int rowsEach, int64_t parts) {
   __shared__ float sums[(W + 1) * V * 256];
   constexpr int H = W - 1;
   const unsigned column = blockIdx.x % columns, part = blockIdx.x / columns;
@@ -66,7 +88,7 @@ __global__ void __launch_bounds__(256, 2) causalConv1dRowsBwdKernel(const Conv<T
       // Rows before `first` belong to another thread, unless they are the sequence's initial states.
       const auto emit = [&](int row, const float(&gradient)[V]) {
         if (row >= first) {
-          if (to.dx && row < own) storeFloats<V>(to.dx + b * to.dxBatch + d + row * to.dxTime, gradient);
+          if (to.dx && row < own) storePacked<V>(to.dx + b * to.dxBatch + d + row * to.dxTime, gradient);
         } else if (to.initialStates && row < piece.begin) {
 #pragma unroll
           for (int c = 0; c < V; c++) to.initialStates[piece.states + c * H + row - piece.begin + H] = fromFloat<T>(gradient[c]);
@@ -81,16 +103,18 @@ __global__ void __launch_bounds__(256, 2) causalConv1dRowsBwdKernel(const Conv<T
         for (int i = 0; i < kConvAhead; i++) {
           if (!WHOLE && t + i >= stop) break;
           const bool mine = WHOLE || t + i < own;
-          float ready[V];
+          float values[V], gradients[V], ready[V];
+          unpack(rowsX[i], values);
+          unpack(rowsDy[i], gradients);
 #pragma unroll
           for (int c = 0; c < V; c++) {
-            const float value = toFloat(rowsX[i].v[c]);
-            float g = toFloat(rowsDy[i].v[c]);
+            const float value = values[c];
+            float g = gradients[c];
             if (v.silu) {
               float sum = bias[c];
 #pragma unroll
               for (int j = 0; j < H; j++) sum = fmaf(weights[j][c], window[j][c], sum);
-              g *= convSiluGrad<T>(fmaf(weights[H][c], value, sum));
+              g *= siluGradFor<T>(fmaf(weights[H][c], value, sum));
             }
             if (mine) {
 #pragma unroll
@@ -150,7 +174,8 @@ template <class T, int W>
 __global__ void __launch_bounds__(128) causalConv1dLinesBwdKernel(const Conv<T> v, const ConvGradients<T> to, const ConvLines lines) {
   constexpr int V = kVector<T>, H = W - 1;
   const int lane = threadIdx.x & (lines.lanes - 1);
-  const int64_t group = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lines.lanes, line = group / lines.runs, run = group - line * lines.runs;
+  const int64_t group = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lines.lanes, line = group / lines.runs,
+      run = group - line * lines.runs;
   const int64_t length = line < v.batch * v.channels ? v.length : 0;  // groups behind the last line only shuffle
   const int64_t b = length ? line / v.channels : 0, d = length ? line - b * v.channels : 0;
   const int64_t begin = run * lines.steps<T>(), end = begin + lines.steps<T>(), first = begin + lane * V;
@@ -167,7 +192,7 @@ __global__ void __launch_bounds__(128) causalConv1dLinesBwdKernel(const Conv<T> 
     float sum = bias;
 #pragma unroll
     for (int j = 0; j < W; j++) sum = fmaf(weights[j], value[j], sum);
-    return g * convSiluGrad<T>(sum);
+    return g * siluGradFor<T>(sum);
   };
   float carry[H];  // g of the H steps behind the chunk
 #pragma unroll
@@ -192,9 +217,11 @@ __global__ void __launch_bounds__(128) causalConv1dLinesBwdKernel(const Conv<T> 
   for (int chunk = lines.chunks - 1; chunk >= 0; chunk--) {
     const int64_t t = first + int64_t(chunk) * lines.lanes * V;
     const int left = stepsLeft(t, length, V + H);
-    float value[H + V], g[V + H];  // from steps t - H and t
+    float value[H + V], g[V + H], freshX[V], freshDy[V];  // value, g: from steps t - H and t
+    unpack(nextX, freshX);
+    unpack(nextDy, freshDy);
 #pragma unroll
-    for (int i = 0; i < V; i++) value[H + i] = toFloat(nextX.v[i]), g[i] = toFloat(nextDy.v[i]);
+    for (int i = 0; i < V; i++) value[H + i] = freshX[i], g[i] = freshDy[i];
 #pragma unroll
     for (int k = 0; k < H; k++) {
       value[k] = __shfl_up_sync(0xffffffffu, value[V + k], 1, lines.lanes);
@@ -253,16 +280,18 @@ __global__ void __launch_bounds__(128) causalConv1dLinesBwdKernel(const Conv<T> 
 
 // g in f32, in the order of the elements
 template <class T>
-__global__ void __launch_bounds__(256) causalConv1dElementsGradientKernel(const Conv<T> v, const ConvGradients<T> to, float* __restrict__ g, bool channelFastest) {
+__global__ void __launch_bounds__(256) causalConv1dElementsGradientKernel(const Conv<T> v, const ConvGradients<T> to,
+    float* __restrict__ g, bool channelFastest) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= v.batch * v.channels * v.length) return;
   const ConvElement at(i, v.channels, v.length, channelFastest);
   const float dy = toFloat(to.dy[at.b * to.dyBatch + at.d * to.dyChannel + at.t * to.dyTime]);
-  g[i] = v.silu ? dy * convSiluGrad<T>(convSum(v, v.sequences.at(at.b, at.t), at.b, at.d, at.t)) : dy;
+  g[i] = v.silu ? dy * siluGradFor<T>(convSum(v, v.sequences.at(at.b, at.t), at.b, at.d, at.t)) : dy;
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) causalConv1dElementsBwdKernel(const Conv<T> v, const ConvGradients<T> to, const float* __restrict__ g, bool channelFastest) {
+__global__ void __launch_bounds__(256) causalConv1dElementsBwdKernel(const Conv<T> v, const ConvGradients<T> to,
+    const float* __restrict__ g, bool channelFastest) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= v.batch * v.channels * v.length) return;
   const ConvElement at(i, v.channels, v.length, channelFastest);
@@ -276,7 +305,8 @@ __global__ void __launch_bounds__(256) causalConv1dElementsBwdKernel(const Conv<
 
 // A block a tap of a channel; tap W is the bias.
 template <class T>
-__global__ void __launch_bounds__(256) causalConv1dElementsWeightKernel(const Conv<T> v, const ConvGradients<T> to, const float* __restrict__ g, bool channelFastest) {
+__global__ void __launch_bounds__(256) causalConv1dElementsWeightKernel(const Conv<T> v, const ConvGradients<T> to,
+    const float* __restrict__ g, bool channelFastest) {
   __shared__ float scratch[32];
   const int64_t d = blockIdx.x / (v.width + 1), j = blockIdx.x - d * (v.width + 1), steps = v.batch * v.length;
   if (j < v.width ? !to.weightSums : !to.biasSums) return;
@@ -303,7 +333,7 @@ __global__ void __launch_bounds__(256) causalConv1dInitialStatesBwdKernel(const 
     if (k - j >= length) continue;
     const int64_t t = span.begin + k - j;
     float g = toFloat(to.dy[b * to.dyBatch + d * to.dyChannel + t * to.dyTime]);
-    if (v.silu) g *= convSiluGrad<T>(convSum(v, span, b, d, t));
+    if (v.silu) g *= siluGradFor<T>(convSum(v, span, b, d, t));
     total = fmaf(v.weight.template at<T>(d * v.width + j), g, total);
   }
   to.initialStates[i] = fromFloat<T>(total);

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(128) causalConv1dUpdateKernel(const ConvUpdate
 #pragma unroll
     for (int j = 0; j < K; j++)
       if (K - j <= width) sum = fmaf(weights[j], window[j], sum);
-    v.y[i * v.tokens + t] = fromFloat<T>(v.silu ? convSilu<T>(sum) : sum);
+    v.y[i * v.tokens + t] = fromFloat<T>(v.silu ? siluFor<T>(sum) : sum);
 #pragma unroll
     for (int j = 0; j + 1 < K; j++) window[j] = window[j + 1];
   }

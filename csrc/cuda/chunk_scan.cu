@@ -37,12 +37,13 @@ chunkPassKernel(const __grid_constant__ Scan s, int64_t steps, StateLayout layou
   float* states = pass.states + virtualHead * int64_t(size) + e;
   const float* decays = totals.data + (totals.byChannel ? int64_t(head) * s.n + (n < s.n ? n : 0) : head);
   const int64_t stateStride = heads * size, decayStride = totals.byChannel ? int64_t(s.heads) * s.n : s.heads;
+  const int64_t reads = pass.last ? slots.count : slots.count - 1;  // nothing stands behind the last slot
   for (int64_t i0 = 0; i0 < slots.count; i0 += kAhead) {
     float x[kAhead], d[kAhead];
 #pragma unroll
     for (int j = 0; j < kAhead; j++) {
       const int64_t i = i0 + j, slot = slots.first + (blockIdx.y ? slots.count - 1 - i : i);
-      const bool there = i < slots.count;
+      const bool there = i < reads;
       x[j] = there ? states[slot * stateStride] : 0.f, d[j] = there ? decays[slot * decayStride] : 1.f;
     }
 #pragma unroll
@@ -121,7 +122,8 @@ int32_t sumParts(const MMCall* c, const Scan& s, const Gradient& g, int64_t rows
   add(0, g.wantsRate, g.rateParts, g.dRate, rows, s.heads);
   add(1, g.wantsBias, g.biasParts, g.dBias, rows, s.heads);
   add(2, g.wantsSkip, g.skipParts, g.dSkip, skipRows, s.skip.wide ? int64_t(s.heads) * s.p : s.heads);
-  return launch(c, chunkSumPartsKernel, dim3(unsigned(blocks)), dim3(kSumColumns * kSumRows), sizeof(double) * kSumColumns * kSumRows, sums);
+  constexpr int threads = kSumColumns * kSumRows;
+  return launch(c, chunkSumPartsKernel, dim3(unsigned(blocks)), dim3(threads), sizeof(double) * threads, sums);
 }
 
 Operand operand(const MMTensorView& v) {

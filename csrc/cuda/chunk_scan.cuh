@@ -302,7 +302,7 @@ struct Pass {
   float* last = nullptr;         // null: not wanted
 };
 // Passes the states on from slot to slot, forwards and backwards (either may have no states). totals (slots, heads), or
-// (slots, heads, N) by channel: the decay of a slot.
+// (slots, heads, N) by channel: the decay of a slot. Where `last` is null, what the last slot adds is not read.
 int32_t passStates(const MMCall* c, const Scan& s, int64_t steps, const StateLayout& layout, const float* totals, bool byChannel,
                    const Pass& forwards, const Pass& backwards);
 
@@ -319,7 +319,7 @@ struct Problem {
   Scan scan;
   Gradient gradient;
   Decay kind = Decay::Head;
-  bool backward = false;
+  bool backward = false, roundsUpstream = false;  // roundsUpstream: dO is rounded to the operands' dtype
   // Work of the op's own that goes before, with the steps of a chunk; with `run` false it only takes its scratch.
   int32_t (*prologue)(const MMCall* c, Problem& p, int64_t steps, Scratch& scratch, bool run) = nullptr;
 };

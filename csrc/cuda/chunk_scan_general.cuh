@@ -61,7 +61,7 @@ __device__ __forceinline__ void loadTile(float* tile, const T* x, int64_t stride
                                          const float* rowScale = nullptr) {
   constexpr int C = 16 * R;
   const int col = threadIdx.x % C;
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < C * C / kGeneralThreads; i++) {
     const int row = threadIdx.x / C + i * (kGeneralThreads / C);
     float v = 0.f;
@@ -79,7 +79,7 @@ template <int R, class T>
 __device__ __forceinline__ void loadUpstream(float* tile, const Scan& s, const Gradient& g, const Place& at, int head, int p0) {
   constexpr int C = 16 * R;
   const int col = threadIdx.x % C;
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < C * C / kGeneralThreads; i++) {
     const int row = threadIdx.x / C + i * (kGeneralThreads / C);
     float v = 0.f;
@@ -98,7 +98,7 @@ __device__ __forceinline__ void loadState(float* tile, const Scan& s, const floa
   constexpr int C = 16 * R;
   const int col = threadIdx.x % C, rows = s.byValue ? s.p - p0 : s.n - n0, cols = s.byValue ? s.n - n0 : s.p - p0;
   state += s.byValue ? int64_t(p0) * s.n + n0 : int64_t(n0) * s.p + p0;
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < C * C / kGeneralThreads; i++) {
     const int row = threadIdx.x / C + i * (kGeneralThreads / C);
     const float v = row < rows && col < cols ? state[int64_t(row) * (s.byValue ? s.n : s.p) + col] : 0.f;
@@ -200,7 +200,7 @@ template <int R, class T>
 __device__ __forceinline__ void loadDecay(float* eg, float* total, const Scan& s, const Place& at, int head, int n0) {
   constexpr int C = 16 * R;
   const int col = threadIdx.x % C;
-#pragma unroll
+#pragma unroll 8
   for (int i = 0; i < C * C / kGeneralThreads; i++) {
     const int row = threadIdx.x / C + i * (kGeneralThreads / C);
     float v = 1.f;
@@ -304,10 +304,11 @@ __device__ __forceinline__ void channelScores(float* att, float (&off)[R][R], fl
 }
 
 // The decayed triangle of q and k in att (C, C); blocks above the diagonal are not written. a, b: tiles; more: for a decay per
-// channel one tile and R * C floats. Begins and ends with a barrier.
-template <class T, int R, Decay KIND>
+// channel one tile and R * C floats. eachSlice(n0) sees the tiles of q and k of every slice of channels, and with a decay per channel
+// its factors. Begins and ends with a barrier.
+template <class T, int R, Decay KIND, class EachSlice>
 __device__ __forceinline__ void scores(float* att, float* a, float* b, float* more, const Scan& s, const Place& at, int head,
-                                       const Steps<16 * R>* st, float (&raw)[R][R]) {
+                                       const Steps<16 * R>* st, float (&raw)[R][R], EachSlice&& eachSlice) {
   const int group = head / s.share();
   for (int n0 = 0; n0 < s.n; n0 += 16 * R) {
     __syncthreads();
@@ -315,9 +316,11 @@ __device__ __forceinline__ void scores(float* att, float* a, float* b, float* mo
     loadTile<R, T>(b, s.k, at, group, n0, s.n);
     if (KIND == Decay::Channel) {
       loadDecay<R, T>(more, more + kTile<R>, s, at, head, n0);
+      eachSlice(n0);
       channelScores<R>(att, raw, a, b, more, more + kTile<R>, min(16 * R, s.n - n0), n0 == 0);
     } else {
       __syncthreads();
+      eachSlice(n0);
       productRowsRows<Part::Triangle, R>(raw, a, b, s.n - n0);
     }
   }
@@ -328,6 +331,12 @@ __device__ __forceinline__ void scores(float* att, float* a, float* b, float* mo
   });
   __syncthreads();
 }
+template <class T, int R, Decay KIND>
+__device__ __forceinline__ void scores(float* att, float* a, float* b, float* more, const Scan& s, const Place& at, int head,
+                                       const Steps<16 * R>* st) {
+  float raw[R][R] = {};
+  scores<T, R, KIND>(att, a, b, more, s, at, head, st, raw, [](int) {});
+}
 
 // ---- kernels. Blocks are numbered slot by slot, heads and then slices innermost.
 
@@ -335,6 +344,10 @@ struct Task {
   float *states = nullptr, *dstates = nullptr;  // (slots, heads, size) before and behind a chunk; null when `single`
   float* totals = nullptr;                      // (slots, heads), or (slots, heads, N)
   bool single = false;                          // no sequence is longer than a chunk: states are those of the call
+  int valueTiles = 1;                           // slices of value channels that a block takes one after the other
+  // channelKeysKernel, where the tensor cores went before: R (chunks, heads, C, C), dO S_in^T and v dS_out^T (B, L, heads, N), and
+  // <S_in, dS_out> by channel (chunks, heads, N)
+  const float *r = nullptr, *dq = nullptr, *dk = nullptr, *through = nullptr;
 };
 
 // The state before a chunk (behind it, of the gradient), null when it is zero.
@@ -418,7 +431,7 @@ constexpr size_t statesShared() {
   return sizeof(float) * (2 * kTile<R> + 16 * R + (KIND == Decay::Head ? 6 * 16 * R : kTile<R> + R * 16 * R));
 }
 
-// The outputs of a chunk for one slice of value channels.
+// The outputs of a chunk for some slices of value channels.
 template <class T, int R, Decay KIND>
 __global__ void __launch_bounds__(kGeneralThreads)
 chunkOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Task task) {
@@ -426,46 +439,46 @@ chunkOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Task t
   float* att = reinterpret_cast<float*>(chunkScanShared);
   float *a = att + kTile<R>, *b = a + kTile<R>, *more = b + kTile<R>;
   Steps<C>& st = *reinterpret_cast<Steps<C>*>(more);
-  const int tiles = (s.p + C - 1) / C, p0 = int(blockIdx.x % tiles) * C;
-  const int64_t index = blockIdx.x / tiles, slot = index / s.heads;
+  const int width = task.valueTiles * C, blocks = (s.p + width - 1) / width, first = int(blockIdx.x % blocks) * width;
+  const int64_t index = blockIdx.x / blocks, slot = index / s.heads;
   const int head = int(index % s.heads);
   const Place at = locate(s, slot, C);
   if (!at.valid || !at.length) return;
   if (KIND == Decay::Head) loadSteps<R>(s, at, head, st);
-  {
-    float raw[R][R] = {};
-    scores<T, R, KIND>(att, a, b, more, s, at, head, &st, raw);
-  }
-  float acc[R][R] = {};
-  if (const float* state = stateBefore(s, task, at, head, index))
-    for (int n0 = 0; n0 < s.n; n0 += C) {
-      __syncthreads();
-      loadTile<R, T>(a, s.q, at, head / s.share(), n0, s.n, s.scale, KIND == Decay::Head ? st.up : nullptr);
-      loadState<R>(b, s, state, n0, p0);
-      if (KIND == Decay::Channel) {
-        loadDecay<R, T>(more, more + kTile<R>, s, at, head, n0);
-        forUp<R, From::Chunk>(more, more + kTile<R>, [&](int i, float f) { a[i] *= f; });
+  scores<T, R, KIND>(att, a, b, more, s, at, head, &st);
+  const float* state = stateBefore(s, task, at, head, index);
+  for (int p0 = first; p0 < min(s.p, first + width); p0 += C) {
+    float acc[R][R] = {};
+    if (state)
+      for (int n0 = 0; n0 < s.n; n0 += C) {
+        __syncthreads();
+        loadTile<R, T>(a, s.q, at, head / s.share(), n0, s.n, s.scale, KIND == Decay::Head ? st.up : nullptr);
+        loadState<R>(b, s, state, n0, p0);
+        if (KIND == Decay::Channel) {
+          loadDecay<R, T>(more, more + kTile<R>, s, at, head, n0);
+          forUp<R, From::Chunk>(more, more + kTile<R>, [&](int i, float f) { a[i] *= f; });
+        }
+        __syncthreads();
+        productRowsCols<Part::All, R>(acc, a, b, s.n - n0);
       }
-      __syncthreads();
-      productRowsCols<Part::All, R>(acc, a, b, s.n - n0);
-    }
-  __syncthreads();
-  loadTile<R, T>(b, s.v, at, head, p0, s.p, 1.f, KIND == Decay::Head ? st.w : nullptr);
-  __syncthreads();
-  productRowsCols<Part::Lower, R>(acc, att, b, at.length);
+    __syncthreads();
+    loadTile<R, T>(b, s.v, at, head, p0, s.p, 1.f, KIND == Decay::Head ? st.w : nullptr);
+    __syncthreads();
+    productRowsCols<Part::Lower, R>(acc, att, b, at.length);
 
-  forTile<R>([&](int i, int j, int row, int col) {
-    const int p = p0 + col;
-    if (row >= at.length || p >= s.p) return;
-    const int64_t t = at.start + row;
-    float o = acc[i][j];
-    if (s.normalized) o *= s.inverse[(at.batch * s.length + t) * s.heads + head];
-    if (s.skip.given)
-      o = fmaf(element(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head),
-               toFloat(s.v.at<const T>(at.batch, t, head)[p]), o);
-    if (s.z.given) o *= silu(toFloat(s.z.at<const T>(at.batch, t, head)[p]));
-    s.y.at<T>(at.batch, t, head)[p] = fromFloat<T>(o);
-  });
+    forTile<R>([&](int i, int j, int row, int col) {
+      const int p = p0 + col;
+      if (row >= at.length || p >= s.p) return;
+      const int64_t t = at.start + row;
+      float o = acc[i][j];
+      if (s.normalized) o *= s.inverse[(at.batch * s.length + t) * s.heads + head];
+      if (s.skip.given)
+        o = fmaf(element(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head),
+                 toFloat(s.v.at<const T>(at.batch, t, head)[p]), o);
+      if (s.z.given) o *= silu(toFloat(s.z.at<const T>(at.batch, t, head)[p]));
+      s.y.at<T>(at.batch, t, head)[p] = fromFloat<T>(o);
+    });
+  }
 }
 template <int R, Decay KIND>
 constexpr size_t outputShared() {
@@ -488,7 +501,7 @@ __device__ __forceinline__ void storeKeys(const float (&acc)[R][R], const Scan& 
 
 // All gradients of one chunk and head but those of the initial states, with a decay per head.
 template <class T, int R>
-__global__ void __launch_bounds__(kGeneralThreads)
+__global__ void __launch_bounds__(kGeneralThreads, 2)
 chunkGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task) {
   constexpr int C = 16 * R;
   float* att = reinterpret_cast<float*>(chunkScanShared);
@@ -511,10 +524,7 @@ chunkGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Grad
   const int64_t firstStep = (at.batch * s.length + at.start) * s.heads + head;
   loadSteps<R>(s, at, head, st);
   if (threadIdx.x < C) carried[threadIdx.x] = 0.f;
-  {
-    float raw[R][R] = {};
-    scores<T, R, Decay::Head>(att, a, b, nullptr, s, at, head, &st, raw);
-  }
+  scores<T, R, Decay::Head>(att, a, b, nullptr, s, at, head, &st);
 
   {  // R, and the sums over rows and columns of what passes through the decay mask
     float acc[R][R] = {}, columns[R] = {};
@@ -714,45 +724,45 @@ constexpr size_t gradientShared() {
   return sizeof(float) * (4 * kTile<R> + (6 + 4 + kGeneralWarps) * 16 * R);
 }
 
-// Decay per channel: dv of a chunk for one slice of value channels.
+// Decay per channel: dv of a chunk for some slices of value channels.
 template <class T, int R>
 __global__ void __launch_bounds__(kGeneralThreads)
 channelValuesKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task) {
   constexpr int C = 16 * R;
   float* att = reinterpret_cast<float*>(chunkScanShared);
   float *a = att + kTile<R>, *b = a + kTile<R>, *eg = b + kTile<R>, *total = eg + kTile<R>;
-  const int tiles = (s.p + C - 1) / C, p0 = int(blockIdx.x % tiles) * C;
-  const int64_t index = blockIdx.x / tiles, slot = index / s.heads;
+  const int width = task.valueTiles * C, blocks = (s.p + width - 1) / width, first = int(blockIdx.x % blocks) * width;
+  const int64_t index = blockIdx.x / blocks, slot = index / s.heads;
   const int head = int(index % s.heads);
   const Place at = locate(s, slot, C);
   if (!at.valid || !at.length) return;
-  {
-    float raw[R][R] = {};
-    scores<T, R, Decay::Channel>(att, a, b, eg, s, at, head, nullptr, raw);
+  scores<T, R, Decay::Channel>(att, a, b, eg, s, at, head, nullptr);
+  const float* dstate = gradientBehind(s, g, task, at, head, index);
+  for (int p0 = first; p0 < min(s.p, first + width); p0 += C) {
+    float acc[R][R] = {};
+    if (dstate)
+      for (int n0 = 0; n0 < s.n; n0 += C) {
+        __syncthreads();
+        loadTile<R, T>(a, s.k, at, head / s.share(), n0, s.n);
+        loadState<R>(b, s, dstate, n0, p0);
+        loadDecay<R, T>(eg, total, s, at, head, n0);
+        forDown<R, From::Chunk>(eg, total, [&](int i, float f) { a[i] *= f; });
+        __syncthreads();
+        productRowsCols<Part::All, R>(acc, a, b, s.n - n0);
+      }
+    __syncthreads();
+    loadUpstream<R, T>(a, s, g, at, head, p0);
+    __syncthreads();
+    productColsCols<Part::Upper, R>(acc, att, a, at.length);
+    forTile<R>([&](int i, int j, int row, int col) {
+      if (row < at.length && p0 + col < s.p) g.dv.at<T>(at.batch, at.start + row, head)[p0 + col] = fromFloat<T>(acc[i][j]);
+    });
   }
-  float acc[R][R] = {};
-  if (const float* dstate = gradientBehind(s, g, task, at, head, index))
-    for (int n0 = 0; n0 < s.n; n0 += C) {
-      __syncthreads();
-      loadTile<R, T>(a, s.k, at, head / s.share(), n0, s.n);
-      loadState<R>(b, s, dstate, n0, p0);
-      loadDecay<R, T>(eg, total, s, at, head, n0);
-      forDown<R, From::Chunk>(eg, total, [&](int i, float f) { a[i] *= f; });
-      __syncthreads();
-      productRowsCols<Part::All, R>(acc, a, b, s.n - n0);
-    }
-  __syncthreads();
-  loadUpstream<R, T>(a, s, g, at, head, p0);
-  __syncthreads();
-  productColsCols<Part::Upper, R>(acc, att, a, at.length);
-  forTile<R>([&](int i, int j, int row, int col) {
-    if (row < at.length && p0 + col < s.p) g.dv.at<T>(at.batch, at.start + row, head)[p0 + col] = fromFloat<T>(acc[i][j]);
-  });
 }
 
 // Decay per channel: dq, dk and the gradient of the log-decays of a chunk for one slice of key channels. R is kept whole; its
-// diagonal, which no decay touches, is added last.
-template <class T, int R>
+// diagonal, which no decay touches, is added last. LOADED: what needs the value channels is there already.
+template <class T, int R, bool LOADED>
 __global__ void __launch_bounds__(kGeneralThreads)
 channelKeysKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task) {
   constexpr int C = 16 * R, P = kPitch<R>;
@@ -763,11 +773,18 @@ channelKeysKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradie
   const int head = int(index % s.heads), group = head / s.share(), tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const Place at = locate(s, slot, C);
   if (!at.valid || !at.length) return;
-  const float *state = stateBefore(s, task, at, head, index), *dstate = gradientBehind(s, g, task, at, head, index);
 
-  // what needs the value channels: R, the parts through the states, and <S_in, dS_out> by channel
-  float dq[R][R] = {}, dk[R][R] = {}, through = 0.f;
-  {
+  float dq[R][R] = {}, dk[R][R] = {}, through = 0.f;  // parts through the states; <S_in, dS_out> of channel threadIdx.x
+  if (LOADED) {
+    loadTile<R>(r, task.r + index * (C * C), C, C, C);
+    forTile<R>([&](int i, int j, int t, int n) {
+      if (t >= at.length || n0 + n >= s.n) return;
+      const int64_t offset = ((at.batch * s.length + at.start + t) * s.heads + head) * s.n + n0 + n;
+      dq[i][j] = task.dq[offset], dk[i][j] = task.dk[offset];
+    });
+    if (threadIdx.x < C && n0 + int(threadIdx.x) < s.n) through = task.through[index * s.n + n0 + threadIdx.x];
+  } else {
+    const float *state = stateBefore(s, task, at, head, index), *dstate = gradientBehind(s, g, task, at, head, index);
     float *a = q, *b = k;
     float acc[R][R] = {};
     for (int p0 = 0; p0 < s.p; p0 += C) {

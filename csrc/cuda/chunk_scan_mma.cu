@@ -26,8 +26,8 @@ __global__ void chunkStepsKernel(const __grid_constant__ Scan s, float* steps, i
 }
 
 // What a (chunk, head) adds to the gradients of its decays, from the sums over its slices.
-__global__ void chunkDecayGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ MmaTask task,
-                                         int64_t slots) {
+__global__ void chunkDecayGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g,
+                                         const __grid_constant__ MmaTask task, int64_t slots) {
   const int64_t index = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   if (index >= slots * s.heads) return;
   const int head = int(index % s.heads), lane = threadIdx.x % 32;
@@ -71,42 +71,50 @@ __global__ void chunkUpstreamKernel(const __grid_constant__ Scan s, const __grid
 // ---- the plan
 
 struct Plan {
+  Decay kind = Decay::Head;
   MmaSizes sizes;
   MmaTask task;
+  ChannelTask channel;
   int64_t chunkSlots = 0, segmentSlots = 0;
   bool segmented = false;
   float* steps = nullptr;
-  void* upstream = nullptr;  // dO, where it is not dy
-  bool hasStates = false, hasGradients = false;  // of chunks: whether any is not zero, or must be walked
+  void* upstream = nullptr;                      // dO, where it is not dy
+  bool hasStates = false, hasGradients = false;  // whether the states of any chunk are not zero, or must be walked
   int parts = 1;
 
   StateLayout layout() const { return {task.slices, sizes.pt, sizes.nt, true}; }
+  int64_t segmentSteps() const { return task.segment * kChunk; }
 };
 
-int slicesOf(const Scan& s, int pt) { return int(ceilDiv(s.p, pt)); }
+size_t sharedFor(const MmaSizes& sizes, Decay kind, bool backward) {
+  size_t bytes = 0;
+  dispatchMma(MM_BF16, sizes, [&](auto, auto nt, auto pt) {
+    constexpr int NT = decltype(nt)::value, PT = decltype(pt)::value;
+    const size_t states = StateTiles<NT, PT>::bytes;
+    const size_t output = kind == Decay::Channel ? OutputTiles<NT, PT, Decay::Channel>::bytes : OutputTiles<NT, PT, Decay::Head>::bytes;
+    const size_t gradient = !backward ? 0 : kind == Decay::Channel ? channelGradientShared(sizes) : GradientTiles<NT, PT>::bytes;
+    bytes = states > output ? states : output;
+    if (gradient > bytes) bytes = gradient;
+    return MM_OK;
+  });
+  return bytes;
+}
 
 // The tiles for a call: N whole, P in slices, as wide as shared memory allows. nt 0: none.
-MmaSizes chooseSizes(const MMCall* c, const Scan& s, bool backward) {
+MmaSizes chooseSizes(const MMCall* c, const Problem& problem) {
+  const Scan& s = problem.scan;
   MmaSizes sizes;
   sizes.nt = s.n <= 32 && s.p <= 32 ? 32 : s.n <= 64 ? 64 : 128;
   const int least = sizes.nt == 64 ? 64 : 32;
-  // 128 wide slices unless most of the last one would be padding
-  sizes.pt = sizes.nt == 32 || (s.p <= 32 && least == 32) ? 32 : s.p <= 64 || (s.p > 128 && (s.p - 1) % 128 < 64) ? 64 : 128;
-  for (; sizes.pt >= least; sizes.pt /= 2) {
-    int64_t bytes = 0;
-    dispatchMma(s.v.dtype, sizes, [&](auto, auto nt, auto pt) {
-      constexpr int NT = decltype(nt)::value, PT = decltype(pt)::value;
-      bytes = StateTiles<NT, PT>::bytes;
-      if (bytes < OutputTiles<NT, PT>::bytes) bytes = OutputTiles<NT, PT>::bytes;
-      if (backward && bytes < GradientTiles<NT, PT>::bytes) bytes = GradientTiles<NT, PT>::bytes;
-      return MM_OK;
-    });
-    if (bytes <= int64_t(deviceOf(c).sharedPerBlock)) return sizes;
-  }
+  const bool mostlyPadding = s.p > 128 && (s.p - 1) % 128 < 64;  // of the last slice, were it 128 wide
+  sizes.pt = sizes.nt == 32 || (s.p <= 32 && least == 32) ? 32 : s.p <= 64 || mostlyPadding ? 64 : 128;
+  for (; sizes.pt >= least; sizes.pt /= 2)
+    if (sharedFor(sizes, problem.kind, problem.backward) <= deviceOf(c).sharedPerBlock) return sizes;
   return {};
 }
 
-// Chunks of a segment: segments of four chunks at least, up to four waves of blocks, one segment where the sequences fill the device.
+// Chunks of a segment: at least four where there is work for the device, up to four waves of blocks, and whole sequences where
+// those fill it.
 int64_t chooseSegment(const MMCall* c, const Scan& s, const Plan& p) {
   const int64_t multiprocessors = deviceOf(c).multiprocessors, heads = int64_t(s.heads) * p.task.slices, items = p.chunkSlots * heads;
   int64_t waves = items / (4 * multiprocessors);
@@ -122,18 +130,25 @@ int64_t chooseSegment(const MMCall* c, const Scan& s, const Plan& p) {
 
 Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   const Scan& s = problem.scan;
+  const bool byChannel = problem.kind == Decay::Channel;
   Plan p;
-  p.sizes = chooseSizes(c, s, problem.backward);
-  p.task.slices = slicesOf(s, p.sizes.pt);
+  p.kind = problem.kind;
+  p.sizes = chooseSizes(c, problem);
+  p.task.slices = int(ceilDiv(s.p, p.sizes.pt));
   p.chunkSlots = slotCount(s, kChunk);
   p.task.segment = chooseSegment(c, s, p);
-  p.segmentSlots = slotCount(s, p.task.segment * kChunk);
-  p.segmented = mostSlots(s, p.task.segment * kChunk) > 1;
+  p.segmentSlots = slotCount(s, p.segmentSteps());
+  p.segmented = mostSlots(s, p.segmentSteps()) > 1;
   const int64_t heads = int64_t(s.heads) * p.task.slices, size = int64_t(p.sizes.nt) * p.sizes.pt;
-  p.task.steps = p.steps = scratch.take<float>(p.chunkSlots * s.heads * kStepFloats);
+  const int64_t rows = int64_t(s.batch) * s.length, blocks = p.chunkSlots * s.heads;
+  if (byChannel) {
+    p.channel.queries = scratch.take<bf16>(rows * s.heads * s.n), p.channel.keys = scratch.take<bf16>(rows * s.heads * s.n);
+    p.task.attention = p.channel.attention = scratch.take<bf16>(blocks * kChunk * kChunk);
+    p.task.totals = p.channel.totals = scratch.take<float>(blocks * s.n);
+  } else p.task.steps = p.steps = scratch.take<float>(blocks * kStepFloats);
   if (p.segmented) {
     p.task.segmentStates = scratch.take<float>(p.segmentSlots * heads * size);
-    p.task.segmentTotals = scratch.take<float>(p.segmentSlots * s.heads);
+    p.task.segmentTotals = scratch.take<float>(p.segmentSlots * s.heads * (byChannel ? s.n : 1));
   }
   if (!problem.backward) return p;
 
@@ -143,68 +158,91 @@ Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   p.hasStates = several || s.hasInitial, p.hasGradients = several || g.hasFinal || g.wantsInitial;
   if (p.hasStates) p.task.states = scratch.take<bf16>(p.chunkSlots * heads * size);
   if (p.hasGradients) p.task.gradients = scratch.take<bf16>(p.chunkSlots * heads * size);
-  if (s.z.given || s.normalized) p.upstream = scratch.take<bf16>(int64_t(s.batch) * s.length * s.heads * s.p);
+  if (byChannel) {
+    p.channel.r = scratch.take<float>(blocks * kChunk * kChunk);
+    p.channel.dq = scratch.take<float>(rows * s.heads * s.n), p.channel.dk = scratch.take<float>(rows * s.heads * s.n);
+    p.channel.through = scratch.take<float>(blocks * s.n);
+    return p;
+  }
+  if (s.z.given || s.normalized) p.upstream = scratch.take<bf16>(rows * s.heads * s.p);
   if (g.wantsDecay()) {
     p.task.sums = scratch.take<float>(p.chunkSlots * heads * kGradientKinds * kChunk);
     p.task.through = scratch.take<float>(p.chunkSlots * heads);
   }
-  if (g.wantsRate) g.rateParts = scratch.take<float>(p.chunkSlots * s.heads);
-  if (g.wantsBias) g.biasParts = scratch.take<float>(p.chunkSlots * s.heads);
-  if (g.wantsSkip) g.skipParts = scratch.take<float>(p.chunkSlots * s.heads * (s.skip.wide ? s.p : p.task.slices));
+  if (g.wantsRate) g.rateParts = scratch.take<float>(blocks);
+  if (g.wantsBias) g.biasParts = scratch.take<float>(blocks);
+  if (g.wantsSkip) g.skipParts = scratch.take<float>(blocks * (s.skip.wide ? s.p : p.task.slices));
   // as few parts of a group as fill the device twice
   const int share = s.share() * p.task.slices;
   while (p.parts < share && (share % p.parts || p.chunkSlots * s.groups * p.parts < 2 * deviceOf(c).multiprocessors)) p.parts++;
   p.task.headsPerPart = share / p.parts;
   g.sharers = p.parts;
   if (p.parts > 1) {
-    const int64_t keys = int64_t(s.batch) * s.length * s.groups * p.parts * s.n;
-    if (g.dq.given) g.dqHeads = scratch.take<float>(keys);
-    if (g.dk.given) g.dkHeads = scratch.take<float>(keys);
+    if (g.dq.given) g.dqHeads = scratch.take<float>(rows * s.groups * p.parts * s.n);
+    if (g.dk.given) g.dkHeads = scratch.take<float>(rows * s.groups * p.parts * s.n);
   }
   return p;
 }
 
-int32_t runSteps(const MMCall* c, const Scan& s, const Plan& p) {
-  return launch(c, chunkStepsKernel, dim3(unsigned(ceilDiv(p.chunkSlots * s.heads, kThreads / 32))), dim3(kThreads), 0, s, p.steps, p.chunkSlots);
+// A dense (B, L, heads, width) operand of the workspace.
+Operand denseOperand(void* data, const Scan& s, int width) {
+  Operand o;
+  o.data = data, o.dtype = s.v.dtype, o.given = true;
+  o.head = width, o.time = int64_t(s.heads) * width, o.batch = s.length * o.time;
+  return o;
+}
+
+int64_t warpBlocks(const Scan& s, const Plan& p) { return ceilDiv(p.chunkSlots * s.heads, kThreads / 32); }
+
+// What the walks need of the decays; by channel the queries and keys of `walked` become decayed ones.
+int32_t prepare(const MMCall* c, const Scan& s, const Plan& p, Scan& walked) {
+  if (p.kind == Decay::Head)
+    return launch(c, chunkStepsKernel, dim3(unsigned(warpBlocks(s, p))), dim3(kThreads), 0, s, p.steps, p.chunkSlots);
+  walked.q = denseOperand(p.channel.queries, s, s.n), walked.k = denseOperand(p.channel.keys, s, s.n);
+  return launchChannelOperands(c, s, p.channel, p.chunkSlots * s.heads);
+}
+
+// The states before the segments, and with a gradient those behind them.
+int32_t passSegments(const MMCall* c, const Scan& walked, const Gradient& g, const Plan& p, bool backward) {
+  if (!p.segmented) return MM_OK;
+  const int32_t status = launchMmaStates(c, walked, g, p.task, p.sizes, p.kind, p.segmentSlots, false, 0, backward ? 2 : 1);
+  if (status != MM_OK) return status;
+  const Pass forwards = {p.task.segmentStates, walked.initial, nullptr}, backwards = {p.task.segmentGradients, g.dFinal, nullptr};
+  return passStates(c, walked, p.segmentSteps(), p.layout(), p.task.segmentTotals, p.kind == Decay::Channel, forwards, backwards);
 }
 
 int32_t forward(const MMCall* c, const Scan& s, const Plan& p) {
-  int32_t status = runSteps(c, s, p);
-  if (p.segmented) {
-    if (status == MM_OK) status = launchMmaStates(c, s, {}, p.task, p.sizes, p.segmentSlots, false, 0, 1);
-    if (status == MM_OK)
-      status = passStates(c, s, p.task.segment * kChunk, p.layout(), p.task.segmentTotals, false, {p.task.segmentStates, s.initial, nullptr}, {});
-  }
-  if (status == MM_OK) status = launchMmaOutput(c, s, {}, p.task, p.sizes, p.segmentSlots, false);
+  Scan walked = s;
+  int32_t status = prepare(c, s, p, walked);
+  if (status == MM_OK) status = passSegments(c, walked, {}, p, false);
+  if (status == MM_OK) status = launchMmaOutput(c, walked, {}, p.task, p.sizes, p.kind, p.segmentSlots, false);
   return status;
 }
 
 int32_t backward(const MMCall* c, const Scan& s, const Gradient& wanted, const Plan& p) {
   Gradient g = wanted;
-  int32_t status = runSteps(c, s, p);
+  Scan walked = s;
+  int32_t status = prepare(c, s, p, walked);
   if (p.upstream) {
-    const int64_t count = int64_t(s.batch) * s.length * s.heads * s.p;
+    const dim3 grid(unsigned(ceilDiv(int64_t(s.batch) * s.length * s.heads * s.p / 8, kThreads)));
     if (status == MM_OK)
       status = dispatchFloat(s.v.dtype, [&](auto t) {
         using T = decltype(t);
-        return launch(c, chunkUpstreamKernel<T>, dim3(unsigned(ceilDiv(count / 8, kThreads))), dim3(kThreads), 0, s, g, static_cast<T*>(p.upstream));
+        return launch(c, chunkUpstreamKernel<T>, grid, dim3(kThreads), 0, s, wanted, static_cast<T*>(p.upstream));
       });
-    g.dy.data = p.upstream;
-    g.dy.head = s.p, g.dy.time = int64_t(s.heads) * s.p, g.dy.batch = s.length * g.dy.time;
+    g.dy = denseOperand(p.upstream, s, s.p);
   }
-  if (p.segmented) {
-    if (status == MM_OK) status = launchMmaStates(c, s, g, p.task, p.sizes, p.segmentSlots, false, 0, 2);
-    if (status == MM_OK)
-      status = passStates(c, s, p.task.segment * kChunk, p.layout(), p.task.segmentTotals, false, {p.task.segmentStates, s.initial, nullptr},
-                          {p.task.segmentGradients, g.dFinal, nullptr});
-  }
+  if (status == MM_OK) status = passSegments(c, walked, g, p, true);
   if (status == MM_OK && (p.hasStates || p.hasGradients))
-    status = launchMmaStates(c, s, g, p.task, p.sizes, p.segmentSlots, true, p.hasStates ? 0 : 1, p.hasStates && p.hasGradients ? 2 : 1);
+    status = launchMmaStates(c, walked, g, p.task, p.sizes, p.kind, p.segmentSlots, true, p.hasStates ? 0 : 1,
+                             p.hasStates && p.hasGradients ? 2 : 1);
+  if (p.kind == Decay::Channel)
+    return status == MM_OK ? launchChannelGradient(c, s, walked, g, p.task, p.channel, p.sizes, p.chunkSlots * s.heads) : status;
+
   if (status == MM_OK) status = launchMmaGradient(c, s, g, p.task, p.sizes, p.chunkSlots * s.groups * p.parts);
-  if (status == MM_OK && g.dz.given) status = launchMmaOutput(c, s, wanted, p.task, p.sizes, p.segmentSlots, true);
+  if (status == MM_OK && g.dz.given) status = launchMmaOutput(c, s, wanted, p.task, p.sizes, p.kind, p.segmentSlots, true);
   if (status == MM_OK && g.wantsDecay())
-    status = launch(c, chunkDecayGradientKernel, dim3(unsigned(ceilDiv(p.chunkSlots * s.heads, kThreads / 32))), dim3(kThreads), 0, s, g, p.task,
-                    p.chunkSlots);
+    status = launch(c, chunkDecayGradientKernel, dim3(unsigned(warpBlocks(s, p))), dim3(kThreads), 0, s, g, p.task, p.chunkSlots);
   if (status == MM_OK) status = sumHeads(c, s, g);
   if (status == MM_OK) status = sumParts(c, s, g, p.chunkSlots, s.skip.wide ? p.chunkSlots : p.chunkSlots * p.task.slices);
   return status;
@@ -220,10 +258,10 @@ bool inPieces(const Scan& s, const Operand& o, int heads) {
 bool fitsMma(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
   const Gradient& g = problem.gradient;
-  if (problem.kind != Decay::Head || s.v.dtype == MM_F32 || deviceOf(c).major < 8) return false;
+  if (s.v.dtype == MM_F32 || deviceOf(c).major < 8) return false;
   if (!s.batch || !s.length || !s.heads || s.n % 8 || s.p % 8 || s.n > 128 || (problem.backward && !g.dy.given)) return false;
   if (!inPieces(s, s.q, s.groups) || !inPieces(s, s.k, s.groups) || !inPieces(s, s.v, s.heads) || !inPieces(s, s.z, s.heads)) return false;
-  return inPieces(s, g.dy, s.heads) && chooseSizes(c, s, problem.backward).nt;
+  return inPieces(s, g.dy, s.heads) && chooseSizes(c, problem).nt;
 }
 
 bool alignedForMma(const Problem& problem) {
@@ -235,6 +273,7 @@ bool alignedForMma(const Problem& problem) {
 }
 
 int32_t solveMma(const MMCall* c, Problem& problem, Scratch& scratch, bool run) {
+  problem.roundsUpstream = true;
   if (problem.prologue) {
     const int32_t status = problem.prologue(c, problem, kChunk, scratch, run);
     if (status != MM_OK) return status;

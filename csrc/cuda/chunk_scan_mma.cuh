@@ -1,5 +1,5 @@
-// The chunk engine (chunk_scan.cuh has the formulas) on the tensor cores: bf16 and f16 operands, f32 accumulation, a decay per
-// head or none, chunks of 64 steps.
+// The chunk engine (chunk_scan.cuh has the formulas) on the tensor cores: bf16 and f16 operands, f32 accumulation, chunks of 64
+// steps.
 //
 // A head's N key channels stay whole (NT = 32, 64 or 128, padded with zeros); its value channels are cut into slices of PT, each
 // a virtual head that shares decay, keys and queries, so a state is at most 128 x 128 and fits the registers of a block.
@@ -16,6 +16,9 @@
 // both walks store the state of every chunk in the dtype of the operands, and the gradients are one kernel over all chunks in
 // parallel. Heads of a group are taken one after the other by one block, dq and dk stay in registers, and what several blocks
 // sum for one group goes through f32 parts that are added in order.
+//
+// With a decay per channel (chunk_scan_mma_channel.cuh) the walks are the same; their keys and queries are decayed beforehand, and
+// the triangle is there already.
 //
 // f16 states beyond 65504 overflow here; the general kernels keep them in f32.
 #pragma once
@@ -39,16 +42,22 @@ struct MmaTask {
   const float* steps = nullptr;    // (chunk slots, heads, kStepKinds, 64)
   // (segment slots, virtual heads, PT, NT): what a segment adds, then the states before (behind) it; null: one segment
   float *segmentStates = nullptr, *segmentGradients = nullptr;
-  float* segmentTotals = nullptr;  // (segment slots, heads)
+  float* segmentTotals = nullptr;  // (segment slots, heads), by channel (.., N)
   void *states = nullptr, *gradients = nullptr;  // (chunk slots, virtual heads, PT, NT) before and behind every chunk
   float* sums = nullptr;           // (chunk slots, virtual heads, kGradientKinds, 64)
   float* through = nullptr;        // (chunk slots, virtual heads)
   int headsPerPart = 1;            // virtual heads that a block of the gradient kernel takes
+  // decay per channel: exp(c_T) (chunk slots, heads, N), att (chunk slots, heads, 64, 64); s.q and s.k are decayed to the ends of chunks
+  const float* totals = nullptr;
+  const void* attention = nullptr;
 
   __host__ __device__ int virtualHeads(const Scan& s) const { return s.heads * slices; }
 };
 
-__device__ __forceinline__ float fastExp(float x) { return __expf(x); }
+// exp(c_t - c_u) for u <= t, from the scalars of a chunk
+__device__ __forceinline__ float decayBetween(const float* steps, int t, int u) {
+  return __expf((steps[HI * kChunk + t] - steps[HI * kChunk + u]) + (steps[LO * kChunk + t] - steps[LO * kChunk + u]));
+}
 
 template <class T>
 __device__ __forceinline__ float2 unpack2(uint32_t v) {
@@ -72,9 +81,17 @@ __device__ __forceinline__ void loadTileAsync(uint32_t tile, const T* x, int64_t
     copyAsync16(tile + swizzled<PIECES>(row, piece), inside ? x + row * stride + piece * 8 : x, inside);
   }
 }
-template <int THREADS>
-__device__ __forceinline__ void loadFloatsAsync(uint32_t shared, const float* x, int count) {
-  for (int i = threadIdx.x; i < count / 4; i += THREADS) copyAsync16(shared + i * 16, x + i * 4);
+// COUNT floats, zeros from `count` (a multiple of 4) on
+template <int THREADS, int COUNT>
+__device__ __forceinline__ void loadFloatsAsync(uint32_t shared, const float* x, int count = COUNT) {
+  for (int i = threadIdx.x; i < COUNT / 4; i += THREADS) copyAsync16(shared + i * 16, i * 4 < count ? x + i * 4 : x, i * 4 < count);
+}
+// What a walk needs of a chunk's decay: its scalars by step, or the decay of each channel over the chunk.
+template <int THREADS, int NT, Decay KIND>
+__device__ __forceinline__ void loadDecayAsync(uint32_t shared, const Scan& s, const MmaTask& task, int64_t chunk, int head) {
+  const int64_t index = chunk * s.heads + head;
+  if (KIND == Decay::Head) loadFloatsAsync<THREADS, kStepFloats>(shared, task.steps + index * kStepFloats);
+  else loadFloatsAsync<THREADS, NT>(shared, task.totals + index * s.n, s.n);
 }
 
 // Fragments (common/mma.cuh) of swizzled tiles. A, 16 x 16 from (m, k): rows of the tile are m, or k when transposed.
@@ -152,7 +169,9 @@ struct StateTiles {
 };
 
 // Element (p, n) of a state of the call.
-__device__ __forceinline__ int64_t stateOffset(const Scan& s, int n, int p) { return s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p; }
+__device__ __forceinline__ int64_t stateOffset(const Scan& s, int n, int p) {
+  return s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p;
+}
 
 // The state of a warp, NT / 8 accumulator tiles of 16 value channels from `p` x 8 key channels.
 template <int NT>
@@ -216,26 +235,31 @@ __device__ __forceinline__ void writeRounded(const float (&state)[NT / 8][4], T*
     }
 }
 
-// state = total state + sum over the 64 steps of scale_s v_s k_s^T for the 16 value channels from row0. The steps' fragments of v,
-// unscaled, are left in x.
-template <class T, int NT, int PT>
+// The 64 steps' fragments of v for the 16 value channels from row0.
+template <int PT>
 __device__ __forceinline__ void loadValues(uint32_t (&x)[kChunk / 16][4], uint32_t values, int row0) {
 #pragma unroll
   for (int k = 0; k < kChunk / 16; k++) loadA<PT / 8, true>(x[k], values, row0, 16 * k);
 }
-template <class T, int NT, class Scale>
-__device__ __forceinline__ void advanceState(float (&state)[NT / 8][4], float total, const uint32_t (&x)[kChunk / 16][4], uint32_t keys,
-                                             Scale&& scale) {
+// state = exp(c_T) state + sum over the steps of scale(s) v_s k_s^T, from the fragments of v; by channel v is taken as it is. decay: what
+// loadDecayAsync brought.
+template <class T, int NT, Decay KIND, class Scale>
+__device__ __forceinline__ void advanceState(float (&state)[NT / 8][4], const float* decay, const uint32_t (&x)[kChunk / 16][4],
+                                             uint32_t keys, Scale&& scale) {
   const int t = threadIdx.x % 4 * 2;
 #pragma unroll
   for (int j = 0; j < NT / 8; j++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) state[j][i] *= total;
+    for (int i = 0; i < 4; i++) state[j][i] *= decay[KIND == Decay::Head ? UP * kChunk + kChunk - 1 : 8 * j + t + i % 2];
 #pragma unroll
   for (int k = 0; k < kChunk / 16; k++) {
     uint32_t a[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
+      if (KIND == Decay::Channel) {
+        a[i] = x[k][i];
+        continue;
+      }
       const int step = 16 * k + t + i / 2 * 8;
       const float2 v = unpack2<T>(x[k][i]);
       a[i] = pack2<T>(v.x * scale(step), v.y * scale(step + 1));
@@ -249,11 +273,31 @@ __device__ __forceinline__ void advanceState(float (&state)[NT / 8][4], float to
     }
   }
 }
+// The decay of a segment, by one block.
+template <Decay KIND>
+__device__ __forceinline__ void storeSegmentTotals(const Scan& s, const MmaTask& task, int64_t slot, int64_t chunk0, int chunks, int head) {
+  const int64_t index = slot * s.heads + head;
+  if (KIND == Decay::Channel) {
+    for (int n = threadIdx.x; n < s.n; n += blockDim.x) {
+      float total = 1.f;
+#pragma unroll 8
+      for (int i = 0; i < chunks; i++) total *= task.totals[((chunk0 + i) * s.heads + head) * s.n + n];
+      task.segmentTotals[index * s.n + n] = total;
+    }
+  } else if (threadIdx.x < 32) {
+    float total = 1.f;
+    for (int i = threadIdx.x; i < chunks; i += 32)
+      total *= task.steps[((chunk0 + i) * s.heads + head) * kStepFloats + UP * kChunk + kChunk - 1];
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) total *= __shfl_xor_sync(kAllLanes, total, d);
+    if (threadIdx.x == 0) task.segmentTotals[index] = total;
+  }
+}
 
 // Walks a segment, forwards with k and v or (blockIdx.y + direction = 1) backwards with q and dO. CHUNKS: starts from the state
 // before (behind) the segment and stores the state before (behind) every chunk, and at the start of the sequence the gradient of its
-// initial state; otherwise starts from zero and stores what the segment adds, and its decay.
-template <class T, int NT, int PT, bool CHUNKS>
+// initial state; otherwise starts from zero and stores what the segment adds, and its decay; none needs what the last one adds.
+template <class T, int NT, int PT, Decay KIND, bool CHUNKS>
 __global__ void __launch_bounds__(2 * PT)
 mmaStatesKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ MmaTask task, int direction) {
   using Tiles = StateTiles<NT, PT>;
@@ -268,22 +312,27 @@ mmaStatesKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
   const Operand &keys = backwards ? s.q : s.k, &values = backwards ? g.dy : s.v;
   const uint32_t shared = sharedAddress(chunkScanShared);
 
+  constexpr int THREADS = Tiles::threads;
+
   const auto chunkAt = [&](int i) { return backwards ? chunks - 1 - i : i; };
   const auto load = [&](int i) {
     if (i < chunks) {
       const int chunk = chunkAt(i), rows = min(kChunk, at.length - chunk * kChunk);
       const int64_t t = at.start + int64_t(chunk) * kChunk;
       const uint32_t stage = shared + i % Tiles::stages * Tiles::stage;
-      loadTileAsync<Tiles::threads, kChunk, NT / 8>(stage, keys.at<const T>(at.batch, t, head / s.share()), keys.time, rows, s.n);
-      loadTileAsync<Tiles::threads, kChunk, PT / 8>(stage + Tiles::keys, values.at<const T>(at.batch, t, head) + p0, values.time, rows, s.p - p0);
-      loadFloatsAsync<Tiles::threads>(stage + Tiles::keys + Tiles::values, task.steps + ((chunk0 + chunk) * s.heads + head) * kStepFloats, kStepFloats);
+      const T *k = keys.at<const T>(at.batch, t, head / s.share()), *v = values.at<const T>(at.batch, t, head) + p0;
+      loadTileAsync<THREADS, kChunk, NT / 8>(stage, k, keys.time, rows, s.n);
+      loadTileAsync<THREADS, kChunk, PT / 8>(stage + Tiles::keys, v, values.time, rows, s.p - p0);
+      loadDecayAsync<THREADS, NT, KIND>(stage + Tiles::keys + Tiles::values, s, task, chunk0 + chunk, head);
     }
     commitAsync();
   };
+  if (!CHUNKS && !backwards && p0 == 0) storeSegmentTotals<KIND>(s, task, slot, chunk0, chunks, head);
+  if (!CHUNKS && (backwards ? at.first : at.last)) return;
   load(0);
   load(1);
 
-  float state[NT / 8][4] = {}, total = 1.f;
+  float state[NT / 8][4] = {};
   const int64_t pair = int64_t(at.sequence) * s.heads + head;
   bool zero = true;
   if (CHUNKS) {
@@ -307,28 +356,27 @@ mmaStatesKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
     zero = false;
     if (CHUNKS && i + 1 == chunks && !(backwards && at.first && g.wantsInitial)) break;
     uint32_t x[kChunk / 16][4];
-    loadValues<T, NT, PT>(x, stage + Tiles::keys, warp * 16);
-    const float decay = steps[UP * kChunk + kChunk - 1];
-    advanceState<T, NT>(state, decay, x, stage, [&](int t) {
+    loadValues<PT>(x, stage + Tiles::keys, warp * 16);
+    advanceState<T, NT, KIND>(state, steps, x, stage, [&](int t) {
       return backwards ? steps[UP * kChunk + t] * s.scale : steps[DOWN * kChunk + t] * steps[W * kChunk + t];
     });
-    total *= decay;
   }
   waitAsync<0>();
-  if (!CHUNKS) {
-    writeTiled<NT>(state, (backwards ? task.segmentGradients : task.segmentStates) + index * (PT * NT), warp * 16);
-    if (!backwards && p0 == 0 && threadIdx.x == 0) task.segmentTotals[slot * s.heads + head] = total;
-  } else if (backwards && at.first && g.wantsInitial)
+  if (!CHUNKS) writeTiled<NT>(state, (backwards ? task.segmentGradients : task.segmentStates) + index * (PT * NT), warp * 16);
+  else if (backwards && at.first && g.wantsInitial)
     writeState<NT>(state, s, g.dInitial + pair * s.stateSize(), p0 + warp * 16, s.p);
 }
 
 // ---- outputs
 
-template <int NT, int PT>
+template <int NT, int PT, Decay KIND>
 struct OutputTiles {
   static constexpr int threads = 2 * PT, warps = PT / 16;
-  static constexpr int keys = kChunk * NT * 2, values = kChunk * PT * 2, stage = 2 * keys + values + kStepBytes;
-  static constexpr int attention = kChunk * kChunk * 2, bytes = 2 * stage + attention;
+  static constexpr int keys = kChunk * NT * 2, values = kChunk * PT * 2, square = kChunk * kChunk * 2;
+  // q, k, v, the decay and by channel att, twice; else one att behind them
+  static constexpr int k = keys, v = 2 * keys, decay = v + values, loadedAtt = decay + kStepBytes;
+  static constexpr int stage = KIND == Decay::Channel ? loadedAtt + square : loadedAtt;
+  static constexpr int madeAtt = 2 * stage, bytes = KIND == Decay::Channel ? madeAtt : madeAtt + square;
   // the warps' parts of the triangle
   static constexpr int rowParts = warps < 4 ? warps : 4, colParts = warps / rowParts;
   static constexpr int rows = kChunk / rowParts, cols = kChunk / colParts;
@@ -336,11 +384,11 @@ struct OutputTiles {
 
 // Walks a segment and writes its outputs, and at the end of the sequence its final state; or (GATE) dz = dy y' silu'(z) with y' the
 // output before the gate.
-template <class T, int NT, int PT, bool GATE>
+template <class T, int NT, int PT, Decay KIND, bool GATE>
 __global__ void __launch_bounds__(2 * PT)
 mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ MmaTask task) {
-  using Tiles = OutputTiles<NT, PT>;
-  constexpr int K = kChunk / 16;
+  using Tiles = OutputTiles<NT, PT, KIND>;
+  constexpr int K = kChunk / 16, THREADS = Tiles::threads;
   const int virtualHeads = task.virtualHeads(s), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t index = blockIdx.x, slot = index / virtualHeads;
   const int virtualHead = int(index % virtualHeads), head = virtualHead / task.slices, p0 = virtualHead % task.slices * PT;
@@ -348,17 +396,20 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
   if (!at.valid) return;
   const int64_t chunk0 = slotsOf(s, at.sequence, kChunk).first + at.local * task.segment;
   const int chunks = (at.length + kChunk - 1) / kChunk, group = head / s.share();
-  const uint32_t shared = sharedAddress(chunkScanShared), attention = shared + 2 * Tiles::stage;
-  unsigned char* attentionTile = chunkScanShared + 2 * Tiles::stage;
+  const uint32_t shared = sharedAddress(chunkScanShared);
 
   const auto load = [&](int i) {
     const int rows = min(kChunk, at.length - i * kChunk);
     const int64_t t = at.start + int64_t(i) * kChunk;
     const uint32_t stage = shared + i % 2 * Tiles::stage;
-    loadTileAsync<Tiles::threads, kChunk, NT / 8>(stage, s.q.at<const T>(at.batch, t, group), s.q.time, rows, s.n);
-    loadTileAsync<Tiles::threads, kChunk, NT / 8>(stage + Tiles::keys, s.k.at<const T>(at.batch, t, group), s.k.time, rows, s.n);
-    loadTileAsync<Tiles::threads, kChunk, PT / 8>(stage + 2 * Tiles::keys, s.v.at<const T>(at.batch, t, head) + p0, s.v.time, rows, s.p - p0);
-    loadFloatsAsync<Tiles::threads>(stage + 2 * Tiles::keys + Tiles::values, task.steps + ((chunk0 + i) * s.heads + head) * kStepFloats, kStepFloats);
+    loadTileAsync<THREADS, kChunk, NT / 8>(stage, s.q.at<const T>(at.batch, t, group), s.q.time, rows, s.n);
+    loadTileAsync<THREADS, kChunk, NT / 8>(stage + Tiles::k, s.k.at<const T>(at.batch, t, group), s.k.time, rows, s.n);
+    loadTileAsync<THREADS, kChunk, PT / 8>(stage + Tiles::v, s.v.at<const T>(at.batch, t, head) + p0, s.v.time, rows, s.p - p0);
+    loadDecayAsync<THREADS, NT, KIND>(stage + Tiles::decay, s, task, chunk0 + i, head);
+    if (KIND == Decay::Channel) {
+      const T* att = static_cast<const T*>(task.attention) + ((chunk0 + i) * s.heads + head) * (kChunk * kChunk);
+      loadTileAsync<THREADS, kChunk, 8>(stage + Tiles::loadedAtt, att, kChunk, kChunk, kChunk);
+    }
     commitAsync();
   };
   if (chunks) load(0);
@@ -384,12 +435,13 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
     __syncthreads();
     if (i + 1 < chunks) load(i + 1);
     unsigned char* tiles = chunkScanShared + i % 2 * Tiles::stage;
-    const uint32_t queries = shared + i % 2 * Tiles::stage, keys = queries + Tiles::keys, values = keys + Tiles::keys;
-    const float* steps = reinterpret_cast<const float*>(tiles + 2 * Tiles::keys + Tiles::values);
+    const uint32_t queries = shared + i % 2 * Tiles::stage, keys = queries + Tiles::k, values = queries + Tiles::v;
+    const uint32_t attention = KIND == Decay::Channel ? queries + Tiles::loadedAtt : shared + Tiles::madeAtt;
+    const float* steps = reinterpret_cast<const float*>(tiles + Tiles::decay);
     const int rows = min(kChunk, at.length - i * kChunk);
     const int64_t t0 = at.start + int64_t(i) * kChunk;
 
-    {  // the triangle
+    if (KIND == Decay::Head) {  // the triangle
       constexpr int M = Tiles::rows / 16, N = Tiles::cols / 8;
       const int row = warp % Tiles::rowParts * Tiles::rows, c0 = warp / Tiles::rowParts * Tiles::cols;
       if (c0 < row + Tiles::rows) {
@@ -398,11 +450,9 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
         forFragments<M, N>(row, c0, [&](int m, int n, int half, int t, int u) {
           float x[2];
 #pragma unroll
-          for (int j = 0; j < 2; j++) {
-            const float e = fastExp((steps[HI * kChunk + t] - steps[HI * kChunk + u + j]) + (steps[LO * kChunk + t] - steps[LO * kChunk + u + j]));
-            x[j] = u + j <= t ? acc[m][n][2 * half + j] * (e * steps[W * kChunk + u + j] * s.scale) : 0.f;
-          }
-          *pairAt<8>(attentionTile, t, u) = pack2<T>(x[0], x[1]);
+          for (int j = 0; j < 2; j++)
+            x[j] = u + j <= t ? acc[m][n][2 * half + j] * (decayBetween(steps, t, u + j) * steps[W * kChunk + u + j] * s.scale) : 0.f;
+          *pairAt<8>(chunkScanShared + Tiles::madeAtt, t, u) = pack2<T>(x[0], x[1]);
         });
       }
     }
@@ -423,14 +473,15 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
           mma16816<T>(acc[m][1], a, b[1]);
         }
       }
-      forFragments<K, 2>(0, 0, [&](int m, int n, int half, int t, int) {
-        const float up = steps[UP * kChunk + t] * s.scale;
-        acc[m][n][2 * half] *= up, acc[m][n][2 * half + 1] *= up;
-      });
+      if (KIND == Decay::Head)
+        forFragments<K, 2>(0, 0, [&](int m, int n, int half, int t, int) {
+          const float up = steps[UP * kChunk + t] * s.scale;
+          acc[m][n][2 * half] *= up, acc[m][n][2 * half + 1] *= up;
+        });
     }
-    __syncthreads();
+    if (KIND == Decay::Head) __syncthreads();
     uint32_t x[K][4];
-    loadValues<T, NT, PT>(x, values, row0);
+    loadValues<PT>(x, values, row0);
 #pragma unroll
     for (int k = 0; k < K; k++) {
       const uint32_t b0[2] = {x[k][0], x[k][2]}, b1[2] = {x[k][1], x[k][3]};
@@ -452,7 +503,7 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
         o[0] *= inverse, o[1] *= inverse;
       }
       if (s.skip.given) {
-        const float2 v = unpack2<T>(*pairAt<PT / 8>(tiles + 2 * Tiles::keys, t, p - p0));
+        const float2 v = unpack2<T>(*pairAt<PT / 8>(tiles + Tiles::v, t, p - p0));
         o[0] = fmaf(skip[n][0], v.x, o[0]), o[1] = fmaf(skip[n][1], v.y, o[1]);
       }
       if (s.z.given) {
@@ -466,8 +517,7 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
       *reinterpret_cast<uint32_t*>(result.at<T>(at.batch, t0 + t, head) + p) = pack2<T>(o[0], o[1]);
     });
     if (i + 1 < chunks || (!GATE && at.last))
-      advanceState<T, NT>(state, steps[UP * kChunk + kChunk - 1], x, keys,
-                          [&](int t) { return steps[DOWN * kChunk + t] * steps[W * kChunk + t]; });
+      advanceState<T, NT, KIND>(state, steps, x, keys, [&](int t) { return steps[DOWN * kChunk + t] * steps[W * kChunk + t]; });
     zero = false;
   }
   if (!GATE && at.last) writeState<NT>(state, s, s.final + pair * s.stateSize(), p0 + row0, s.p);
@@ -478,19 +528,22 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
 template <int NT, int PT>
 struct GradientTiles {
   static constexpr int keys = kChunk * NT * 2, values = kChunk * PT * 2, state = PT * NT * 2, square = kChunk * kChunk * 2;
-  // q, k, v, dO, S, dS, att, R, then floats
+  static constexpr int row = kChunk * 4;
+  // q, k, v, dO, S, dS, att, R; scalars of the steps; sums by row (and column) of the warps' parts; diagonals of the triangles
   static constexpr int q = 0, k = keys, v = 2 * keys, dO = v + values, s = dO + values, ds = s + state, att = ds + state, r = att + square;
-  static constexpr int steps = r + square, rows = steps + kStepBytes, cols = rows + 4 * 256, inter = cols + 2 * 256, carried = inter + 4 * 256;
-  static constexpr int diagonal = carried + 4 * 256, bytes = diagonal + 2 * 256;
+  static constexpr int steps = r + square, rows = steps + kStepBytes, cols = rows + 4 * row, inter = cols + 2 * row;
+  static constexpr int carried = inter + 4 * row, diagonal = carried + 4 * row, bytes = diagonal + 2 * row;
 };
-// The warps' parts of a (64, WIDTH) result: 32 x WIDTH / 4, narrow ones 16 x WIDTH / 2.
+// The part of this warp of a (64, WIDTH) result: 32 x WIDTH / 4, of narrow ones 16 x WIDTH / 2.
 template <int WIDTH>
-struct WarpParts {
+struct WarpPart {
   static constexpr int rowParts = WIDTH >= 64 ? 2 : 4, colParts = 8 / rowParts, rows = kChunk / rowParts, cols = WIDTH / colParts;
   static constexpr int M = rows / 16, N = cols / 8;
+  int rowPart = threadIdx.x / 32 / colParts, colPart = threadIdx.x / 32 % colParts, row = rowPart * rows, col = colPart * cols;
+  using Fragments = float[M][N][4];
 };
 
-// sums[part * 64 + row] = sum over the columns of this warp of v[m][half], rows as in forFragments
+// sums[row] = sum over the columns of this warp of v[m][half], rows as in forFragments
 template <int M>
 __device__ __forceinline__ void storeRowSums(float (&v)[M][2], float* sums, int row) {
 #pragma unroll
@@ -503,11 +556,24 @@ __device__ __forceinline__ void storeRowSums(float (&v)[M][2], float* sums, int 
       if (threadIdx.x % 4 == 0) sums[row + 16 * m + 8 * half + threadIdx.x % 32 / 4] = x;
     }
 }
+// sums[col] = sum over the rows of this warp of v[n][j]
+template <int N>
+__device__ __forceinline__ void storeColumnSums(float (&v)[N][2], float* sums, int col) {
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      float x = v[n][j];
+#pragma unroll
+      for (int d = 4; d < 32; d *= 2) x += __shfl_xor_sync(kAllLanes, x, d);
+      if (threadIdx.x % 32 < 4) sums[col + 8 * n + threadIdx.x % 4 * 2 + j] = x;
+    }
+}
 
-// dq or dk of a group: the gradient itself, or the part of this block. Adds(t, c): what comes to the pair of columns from elsewhere.
+// dq or dk of a group: the gradient itself, or the part of this block. adds(t, c): what comes to the pair of columns from elsewhere.
 template <class T, int M, int N, class Adds>
-__device__ __forceinline__ void storeKeyGradient(const float (&acc)[M][N][4], int row, int col, const Scan& s, const Gradient& g, const Place& at,
-                                                 int group, int part, const Operand& result, float* heads, Adds&& adds) {
+__device__ __forceinline__ void storeKeyGradient(const float (&acc)[M][N][4], int row, int col, const Scan& s, const Gradient& g,
+                                                 const Place& at, int group, int part, const Operand& result, float* heads, Adds&& adds) {
   forFragments<M, N>(row, col, [&](int m, int n, int half, int t, int c) {
     if (t >= at.length || c >= s.n) return;
     const float2 more = adds(t, c);
@@ -522,175 +588,171 @@ template <class T, int NT, int PT>
 __global__ void __launch_bounds__(kGradientThreads)
 mmaGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ MmaTask task) {
   using Tiles = GradientTiles<NT, PT>;
-  using Keys = WarpParts<NT>;
-  using Values = WarpParts<PT>;
-  using Square = WarpParts<kChunk>;
-  constexpr int THREADS = kGradientThreads;
-  const int warp = threadIdx.x / 32, virtualHeads = task.virtualHeads(s), share = s.share() * task.slices, parts = share / task.headsPerPart;
+  constexpr int THREADS = kGradientThreads, KEYS = NT / 8, VALUES = PT / 8;  // pieces of a row
+  const int virtualHeads = task.virtualHeads(s), share = s.share() * task.slices, parts = share / task.headsPerPart;
   const int64_t slot = blockIdx.x / (s.groups * parts);
-  const int group = int(blockIdx.x / parts % s.groups), part = int(blockIdx.x % parts), firstHead = group * share + part * task.headsPerPart;
+  const int group = int(blockIdx.x / parts % s.groups), part = int(blockIdx.x % parts);
+  const int firstHead = group * share + part * task.headsPerPart, endHead = firstHead + task.headsPerPart;
   const Place at = locate(s, slot, kChunk);
   if (!at.valid || !at.length) {
-    if (!g.wantsSkip) return;
-    for (int h = firstHead; h < firstHead + task.headsPerPart; h++) {
-      const int head = h / task.slices, slice = h % task.slices;
+    for (int h = firstHead; g.wantsSkip && h < endHead; h++) {
+      const int head = h / task.slices, slice = h % task.slices, end = min(s.p, (slice + 1) * PT);
       if (s.skip.wide) {
-        for (int p = slice * PT + threadIdx.x; p < min(s.p, (slice + 1) * PT); p += THREADS) g.skipParts[(slot * s.heads + head) * s.p + p] = 0.f;
+        for (int p = slice * PT + threadIdx.x; p < end; p += THREADS) g.skipParts[(slot * s.heads + head) * s.p + p] = 0.f;
       } else if (threadIdx.x == 0) g.skipParts[(slot * task.slices + slice) * s.heads + head] = 0.f;
     }
     return;
   }
   unsigned char* tiles = chunkScanShared;
-  const uint32_t shared = sharedAddress(tiles);
+  const uint32_t shared = sharedAddress(tiles), q = shared + Tiles::q, k = shared + Tiles::k, v = shared + Tiles::v;
+  const uint32_t dO = shared + Tiles::dO, state = shared + Tiles::s, dstate = shared + Tiles::ds;
+  const uint32_t att = shared + Tiles::att, r = shared + Tiles::r;
   const auto floats = [&](int offset) { return reinterpret_cast<float*>(tiles + offset); };
+  const auto pair = [&](uint32_t word) { return unpack2<T>(word); };
   const float* steps = floats(Tiles::steps);
   const int64_t firstStep = (at.batch * s.length + at.start) * s.heads;
   const bool decay = g.wantsDecay(), hasState = !at.first || s.hasInitial, hasGradient = !at.last || g.hasFinal;
 
-  loadTileAsync<THREADS, kChunk, NT / 8>(shared + Tiles::q, s.q.at<const T>(at.batch, at.start, group), s.q.time, at.length, s.n);
-  loadTileAsync<THREADS, kChunk, NT / 8>(shared + Tiles::k, s.k.at<const T>(at.batch, at.start, group), s.k.time, at.length, s.n);
+  loadTileAsync<THREADS, kChunk, KEYS>(q, s.q.at<const T>(at.batch, at.start, group), s.q.time, at.length, s.n);
+  loadTileAsync<THREADS, kChunk, KEYS>(k, s.k.at<const T>(at.batch, at.start, group), s.k.time, at.length, s.n);
 
-  // parts of this warp: rows and columns of the triangle, of (64, NT) and of (64, PT)
-  const int squareRow = warp / Square::colParts * Square::rows, squareCol = warp % Square::colParts * Square::cols;
-  const int keyRow = warp / Keys::colParts * Keys::rows, keyCol = warp % Keys::colParts * Keys::cols, keyPart = warp % Keys::colParts;
-  const int valueRow = warp / Values::colParts * Values::rows, valueCol = warp % Values::colParts * Values::cols, valuePart = warp % Values::colParts;
-  float raw[Square::M][Square::N][4] = {};
-  float dq[Keys::M][Keys::N][4] = {}, dk[Keys::M][Keys::N][4] = {};
+  using Square = WarpPart<kChunk>;
+  using Keys = WarpPart<NT>;
+  using Values = WarpPart<PT>;
+  const Square square;
+  const Keys keys;
+  const Values values;
+  typename Square::Fragments raw = {};  // scale q.k, the same for all heads of the group
+  typename Keys::Fragments dq = {}, dk = {};
 
-  for (int virtualHead = firstHead; virtualHead < firstHead + task.headsPerPart; virtualHead++) {
+  for (int virtualHead = firstHead; virtualHead < endHead; virtualHead++) {
     const int head = virtualHead / task.slices, slice = virtualHead % task.slices, p0 = slice * PT;
     const int64_t index = slot * virtualHeads + virtualHead;
+    const T *x = s.v.at<const T>(at.batch, at.start, head) + p0, *dy = g.dy.at<const T>(at.batch, at.start, head) + p0;
     __syncthreads();  // the tiles of the head before are read
-    loadTileAsync<THREADS, kChunk, PT / 8>(shared + Tiles::v, s.v.at<const T>(at.batch, at.start, head) + p0, s.v.time, at.length, s.p - p0);
-    loadTileAsync<THREADS, kChunk, PT / 8>(shared + Tiles::dO, g.dy.at<const T>(at.batch, at.start, head) + p0, g.dy.time, at.length, s.p - p0);
-    loadFloatsAsync<THREADS>(shared + Tiles::steps, task.steps + (slot * s.heads + head) * kStepFloats, kStepFloats);
+    loadTileAsync<THREADS, kChunk, VALUES>(v, x, s.v.time, at.length, s.p - p0);
+    loadTileAsync<THREADS, kChunk, VALUES>(dO, dy, g.dy.time, at.length, s.p - p0);
+    loadFloatsAsync<THREADS, kStepFloats>(shared + Tiles::steps, task.steps + (slot * s.heads + head) * kStepFloats);
     commitAsync();
-    if (hasGradient) loadTileAsync<THREADS, PT, NT / 8>(shared + Tiles::ds, static_cast<const T*>(task.gradients) + index * (PT * NT), NT, PT, NT);
+    if (hasGradient) loadTileAsync<THREADS, PT, KEYS>(dstate, static_cast<const T*>(task.gradients) + index * (PT * NT), NT, PT, NT);
     commitAsync();
-    if (hasState) loadTileAsync<THREADS, PT, NT / 8>(shared + Tiles::s, static_cast<const T*>(task.states) + index * (PT * NT), NT, PT, NT);
+    if (hasState) loadTileAsync<THREADS, PT, KEYS>(state, static_cast<const T*>(task.states) + index * (PT * NT), NT, PT, NT);
     commitAsync();
     waitAsync<2>();
     __syncthreads();
 
     if (virtualHead == firstHead) {
-      warpProduct<T, Square::M, Square::N, NT / 8, false, NT / 8, false>(raw, shared + Tiles::q, squareRow, shared + Tiles::k, squareCol, 0, NT);
+      warpProduct<T, Square::M, Square::N, KEYS, false, KEYS, false>(raw, q, square.row, k, square.col, 0, NT);
       forFragments<Square::M, Square::N>(0, 0, [&](int m, int n, int half, int, int) {
         raw[m][n][2 * half] *= s.scale, raw[m][n][2 * half + 1] *= s.scale;
       });
     }
     {  // att and R, and the sums over rows and columns of what passes through the decay mask
-      float acc[Square::M][Square::N][4] = {}, rows[Square::M][2] = {}, cols[Square::N][2] = {};
-      warpProduct<T, Square::M, Square::N, PT / 8, false, PT / 8, false>(acc, shared + Tiles::dO, squareRow, shared + Tiles::v, squareCol, 0, PT);
-      forFragments<Square::M, Square::N>(squareRow, squareCol, [&](int m, int n, int half, int t, int u) {
-        float att[2], r[2];
+      typename Square::Fragments acc = {};
+      float rows[Square::M][2] = {}, cols[Square::N][2] = {};
+      warpProduct<T, Square::M, Square::N, VALUES, false, VALUES, false>(acc, dO, square.row, v, square.col, 0, PT);
+      forFragments<Square::M, Square::N>(square.row, square.col, [&](int m, int n, int half, int t, int u) {
         const float dden = g.dden && slice == 0 && t < at.length ? g.dden[firstStep + int64_t(t) * s.heads + head] : 0.f;
+        float a[2], b[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-          const int v = u + j;
-          const float e = fastExp((steps[HI * kChunk + t] - steps[HI * kChunk + v]) + (steps[LO * kChunk + t] - steps[LO * kChunk + v]));
-          const float x = acc[m][n][2 * half + j] + dden, w = steps[W * kChunk + v];
-          att[j] = v <= t ? raw[m][n][2 * half + j] * e : 0.f;
-          r[j] = v <= t ? x * e * w * s.scale : 0.f;
-          const float both = x * att[j];
-          if (v < t) rows[m][half] = fmaf(w, both, rows[m][half]), cols[n][j] += both;
-          if (v == t) floats(Tiles::diagonal)[t] = both, floats(Tiles::diagonal)[kChunk + t] = x;
+          const float e = decayBetween(steps, t, u + j), w = steps[W * kChunk + u + j], product = acc[m][n][2 * half + j] + dden;
+          a[j] = u + j <= t ? raw[m][n][2 * half + j] * e : 0.f;
+          b[j] = u + j <= t ? product * e * w * s.scale : 0.f;
+          const float both = product * a[j];
+          if (u + j < t) rows[m][half] = fmaf(w, both, rows[m][half]), cols[n][j] += both;
+          if (u + j == t) floats(Tiles::diagonal)[t] = both, floats(Tiles::diagonal)[kChunk + t] = product;
         }
-        *pairAt<8>(tiles + Tiles::att, t, u) = pack2<T>(att[0], att[1]);
-        *pairAt<8>(tiles + Tiles::r, t, u) = pack2<T>(r[0], r[1]);
+        *pairAt<8>(tiles + Tiles::att, t, u) = pack2<T>(a[0], a[1]);
+        *pairAt<8>(tiles + Tiles::r, t, u) = pack2<T>(b[0], b[1]);
       });
-      storeRowSums<Square::M>(rows, floats(Tiles::rows) + warp % Square::colParts * kChunk, squareRow);
-#pragma unroll
-      for (int n = 0; n < Square::N; n++)
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-          float x = cols[n][j];
-#pragma unroll
-          for (int d = 4; d < 32; d *= 2) x += __shfl_xor_sync(kAllLanes, x, d);
-          if (threadIdx.x % 32 < 4) floats(Tiles::cols)[warp / Square::colParts * kChunk + squareCol + 8 * n + threadIdx.x % 4 * 2 + j] = x;
-        }
+      storeRowSums<Square::M>(rows, floats(Tiles::rows) + square.colPart * kChunk, square.row);
+      storeColumnSums<Square::N>(cols, floats(Tiles::cols) + square.rowPart * kChunk, square.col);
     }
     waitAsync<1>();
     __syncthreads();
 
     {  // dv
-      float acc[Values::M][Values::N][4] = {}, carried[Values::M][2] = {};
+      typename Values::Fragments acc = {};
+      float carried[Values::M][2] = {};
       if (hasGradient) {
-        warpProduct<T, Values::M, Values::N, NT / 8, false, NT / 8, false>(acc, shared + Tiles::k, valueRow, shared + Tiles::ds, valueCol, 0, NT);
-        forFragments<Values::M, Values::N>(valueRow, valueCol, [&](int m, int n, int half, int t, int p) {
+        warpProduct<T, Values::M, Values::N, KEYS, false, KEYS, false>(acc, k, values.row, dstate, values.col, 0, NT);
+        forFragments<Values::M, Values::N>(values.row, values.col, [&](int m, int n, int half, int t, int p) {
           const float down = steps[DOWN * kChunk + t];
-          const float2 v = unpack2<T>(*pairAt<PT / 8>(tiles + Tiles::v, t, p));
-          float* x = acc[m][n] + 2 * half;
-          x[0] *= down, x[1] *= down;
-          carried[m][half] = fmaf(v.y, x[1], fmaf(v.x, x[0], carried[m][half]));
+          const float2 value = pair(*pairAt<VALUES>(tiles + Tiles::v, t, p));
+          float* d = acc[m][n] + 2 * half;
+          d[0] *= down, d[1] *= down;
+          carried[m][half] = fmaf(value.y, d[1], fmaf(value.x, d[0], carried[m][half]));
         });
       }
-      storeRowSums<Values::M>(carried, floats(Tiles::carried) + valuePart * kChunk, valueRow);
+      storeRowSums<Values::M>(carried, floats(Tiles::carried) + values.colPart * kChunk, values.row);
       if (g.dv.given) {
-        warpProduct<T, Values::M, Values::N, 8, true, PT / 8, true>(acc, shared + Tiles::att, valueRow, shared + Tiles::dO, valueCol, valueRow, kChunk);
-        forFragments<Values::M, Values::N>(valueRow, valueCol, [&](int m, int n, int half, int t, int p) {
+        warpProduct<T, Values::M, Values::N, 8, true, VALUES, true>(acc, att, values.row, dO, values.col, values.row, kChunk);
+        forFragments<Values::M, Values::N>(values.row, values.col, [&](int m, int n, int half, int t, int p) {
           if (t >= at.length || p0 + p >= s.p) return;
           const float w = steps[W * kChunk + t];
-          float x[2] = {acc[m][n][2 * half] * w, acc[m][n][2 * half + 1] * w};
+          float d[2] = {acc[m][n][2 * half] * w, acc[m][n][2 * half + 1] * w};
           if (s.skip.given) {
-            const float2 dO = unpack2<T>(*pairAt<PT / 8>(tiles + Tiles::dO, t, p));
-            const int64_t d = s.skip.wide ? int64_t(head) * s.p + p0 + p : head;
-            x[0] = fmaf(element(s.skip.data, s.skip.dtype, d), dO.x, x[0]);
-            x[1] = fmaf(element(s.skip.data, s.skip.dtype, s.skip.wide ? d + 1 : d), dO.y, x[1]);
+            const float2 dy2 = pair(*pairAt<VALUES>(tiles + Tiles::dO, t, p));
+            const int64_t i = s.skip.wide ? int64_t(head) * s.p + p0 + p : head;
+            d[0] = fmaf(element(s.skip.data, s.skip.dtype, i), dy2.x, d[0]);
+            d[1] = fmaf(element(s.skip.data, s.skip.dtype, s.skip.wide ? i + 1 : i), dy2.y, d[1]);
           }
-          *reinterpret_cast<uint32_t*>(g.dv.at<T>(at.batch, at.start + t, head) + p0 + p) = pack2<T>(x[0], x[1]);
+          *reinterpret_cast<uint32_t*>(g.dv.at<T>(at.batch, at.start + t, head) + p0 + p) = pack2<T>(d[0], d[1]);
         });
       }
     }
     if (g.wantsSkip && s.skip.wide && threadIdx.x < PT / 2 && p0 + int(threadIdx.x) * 2 < s.p) {
+      const int p = threadIdx.x * 2;
       float sum[2] = {};
       for (int t = 0; t < at.length; t++) {
-        const float2 v = unpack2<T>(*pairAt<PT / 8>(tiles + Tiles::v, t, threadIdx.x * 2)), dO = unpack2<T>(*pairAt<PT / 8>(tiles + Tiles::dO, t, threadIdx.x * 2));
-        sum[0] = fmaf(v.x, dO.x, sum[0]), sum[1] = fmaf(v.y, dO.y, sum[1]);
+        const float2 a = pair(*pairAt<VALUES>(tiles + Tiles::v, t, p)), b = pair(*pairAt<VALUES>(tiles + Tiles::dO, t, p));
+        sum[0] = fmaf(a.x, b.x, sum[0]), sum[1] = fmaf(a.y, b.y, sum[1]);
       }
-      float* to = g.skipParts + (slot * s.heads + head) * s.p + p0 + threadIdx.x * 2;
+      float* to = g.skipParts + (slot * s.heads + head) * s.p + p0 + p;
       to[0] = sum[0], to[1] = sum[1];
     }
     waitAsync<0>();
     __syncthreads();
 
     if (g.dq.given || decay) {
-      float acc[Keys::M][Keys::N][4] = {}, inter[Keys::M][2] = {};
+      typename Keys::Fragments acc = {};
+      float inter[Keys::M][2] = {};
       if (hasState) {
-        warpProduct<T, Keys::M, Keys::N, PT / 8, false, NT / 8, true>(acc, shared + Tiles::dO, keyRow, shared + Tiles::s, keyCol, 0, PT);
-        forFragments<Keys::M, Keys::N>(keyRow, keyCol, [&](int m, int n, int half, int t, int c) {
+        warpProduct<T, Keys::M, Keys::N, VALUES, false, KEYS, true>(acc, dO, keys.row, state, keys.col, 0, PT);
+        forFragments<Keys::M, Keys::N>(keys.row, keys.col, [&](int m, int n, int half, int t, int c) {
           const float up = steps[UP * kChunk + t] * s.scale;
-          const float2 q = unpack2<T>(*pairAt<NT / 8>(tiles + Tiles::q, t, c));
-          const float x = acc[m][n][2 * half] * up, y = acc[m][n][2 * half + 1] * up;
-          dq[m][n][2 * half] += x, dq[m][n][2 * half + 1] += y;
-          inter[m][half] = fmaf(q.y, y, fmaf(q.x, x, inter[m][half]));
+          const float2 query = pair(*pairAt<KEYS>(tiles + Tiles::q, t, c));
+          const float d0 = acc[m][n][2 * half] * up, d1 = acc[m][n][2 * half + 1] * up;
+          dq[m][n][2 * half] += d0, dq[m][n][2 * half + 1] += d1;
+          inter[m][half] = fmaf(query.y, d1, fmaf(query.x, d0, inter[m][half]));
         });
       }
-      storeRowSums<Keys::M>(inter, floats(Tiles::inter) + keyPart * kChunk, keyRow);
-      if (g.dq.given)
-        warpProduct<T, Keys::M, Keys::N, 8, false, NT / 8, true>(dq, shared + Tiles::r, keyRow, shared + Tiles::k, keyCol, 0, keyRow + Keys::rows);
+      storeRowSums<Keys::M>(inter, floats(Tiles::inter) + keys.colPart * kChunk, keys.row);
+      if (g.dq.given) warpProduct<T, Keys::M, Keys::N, 8, false, KEYS, true>(dq, r, keys.row, k, keys.col, 0, keys.row + Keys::rows);
     }
     if (g.dk.given) {
       if (hasGradient) {
-        float acc[Keys::M][Keys::N][4] = {};
-        warpProduct<T, Keys::M, Keys::N, PT / 8, false, NT / 8, true>(acc, shared + Tiles::v, keyRow, shared + Tiles::ds, keyCol, 0, PT);
-        forFragments<Keys::M, Keys::N>(keyRow, keyCol, [&](int m, int n, int half, int t, int) {
+        typename Keys::Fragments acc = {};
+        warpProduct<T, Keys::M, Keys::N, VALUES, false, KEYS, true>(acc, v, keys.row, dstate, keys.col, 0, PT);
+        forFragments<Keys::M, Keys::N>(keys.row, keys.col, [&](int m, int n, int half, int t, int) {
           const float f = steps[DOWN * kChunk + t] * steps[W * kChunk + t];
           dk[m][n][2 * half] = fmaf(f, acc[m][n][2 * half], dk[m][n][2 * half]);
           dk[m][n][2 * half + 1] = fmaf(f, acc[m][n][2 * half + 1], dk[m][n][2 * half + 1]);
         });
       }
-      warpProduct<T, Keys::M, Keys::N, 8, true, NT / 8, true>(dk, shared + Tiles::r, keyRow, shared + Tiles::q, keyCol, keyRow, kChunk);
+      warpProduct<T, Keys::M, Keys::N, 8, true, KEYS, true>(dk, r, keys.row, q, keys.col, keys.row, kChunk);
     }
     float through = 0.f;
     if (decay && hasState && hasGradient) {
       const uint4 *a = reinterpret_cast<const uint4*>(tiles + Tiles::s), *b = reinterpret_cast<const uint4*>(tiles + Tiles::ds);
       for (int i = threadIdx.x; i < PT * NT / 8; i += THREADS) {
-        const uint4 x = a[i], y = b[i];
-        const uint32_t xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
+        const uint4 x4 = a[i], y4 = b[i];
+        const uint32_t xs[4] = {x4.x, x4.y, x4.z, x4.w}, ys[4] = {y4.x, y4.y, y4.z, y4.w};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-          const float2 u = unpack2<T>(xs[j]), v = unpack2<T>(ys[j]);
-          through = fmaf(u.y, v.y, fmaf(u.x, v.x, through));
+          const float2 x2 = pair(xs[j]), y2 = pair(ys[j]);
+          through = fmaf(x2.y, y2.y, fmaf(x2.x, y2.x, through));
         }
       }
     }
@@ -699,44 +761,42 @@ mmaGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradie
       through = blockReduce(through, floats(Tiles::att)) * steps[UP * kChunk + kChunk - 1];
       if (threadIdx.x < kChunk) {
         const int t = threadIdx.x;
-        float rows = 0.f, cols = 0.f, inter = 0.f, carried = 0.f;
-#pragma unroll
-        for (int i = 0; i < Square::colParts; i++) rows += floats(Tiles::rows)[i * kChunk + t];
-#pragma unroll
-        for (int i = 0; i < Square::rowParts; i++) cols += floats(Tiles::cols)[i * kChunk + t];
-#pragma unroll
-        for (int i = 0; i < Keys::colParts; i++) inter += floats(Tiles::inter)[i * kChunk + t];
-#pragma unroll
-        for (int i = 0; i < Values::colParts; i++) carried += floats(Tiles::carried)[i * kChunk + t];
+        const auto sum = [&](int offset, int count) {
+          float all = 0.f;
+          for (int i = 0; i < count; i++) all += floats(offset)[i * kChunk + t];
+          return all;
+        };
+        const float cols = sum(Tiles::cols, Square::rowParts), carried = sum(Tiles::carried, Values::colParts);
         float* sums = task.sums + index * kGradientKinds * kChunk + t;
-        sums[CROSSING * kChunk] = rows - steps[W * kChunk + t] * cols + inter;
+        sums[CROSSING * kChunk] = sum(Tiles::rows, Square::colParts) - steps[W * kChunk + t] * cols + sum(Tiles::inter, Keys::colParts);
         sums[CARRIED * kChunk] = carried;
         sums[DIRECT * kChunk] = floats(Tiles::diagonal)[t] + cols + carried;
         if (t == 0) task.through[index] = through;
       }
     }
     if (g.wantsSkip && !s.skip.wide && threadIdx.x < 32) {
-      const float sum = warpReduce(floats(Tiles::diagonal)[kChunk + threadIdx.x] + floats(Tiles::diagonal)[kChunk + 32 + threadIdx.x]);
+      const float* diagonal = floats(Tiles::diagonal) + kChunk;
+      const float sum = warpReduce(diagonal[threadIdx.x] + diagonal[32 + threadIdx.x]);
       if (threadIdx.x == 0) g.skipParts[(slot * task.slices + slice) * s.heads + head] = sum;
     }
   }
   // where den is differentiated every head is its own group
   if (g.dq.given)
-    storeKeyGradient<T>(dq, keyRow, keyCol, s, g, at, group, part, g.dq, g.dqHeads, [&](int t, int c) {
+    storeKeyGradient<T>(dq, keys.row, keys.col, s, g, at, group, part, g.dq, g.dqHeads, [&](int t, int c) {
       if (!g.before || part) return float2{0.f, 0.f};
       const float f = g.dden[firstStep + int64_t(t) * s.heads + group] * s.scale;
       const float* z = g.before + (slot * s.heads + group) * s.n + c;
       return float2{f * z[0], f * z[1]};
     });
   if (g.dk.given)
-    storeKeyGradient<T>(dk, keyRow, keyCol, s, g, at, group, part, g.dk, g.dkHeads, [&](int, int c) {
+    storeKeyGradient<T>(dk, keys.row, keys.col, s, g, at, group, part, g.dk, g.dkHeads, [&](int, int c) {
       if (!g.behind || part) return float2{0.f, 0.f};
       const float* e = g.behind + (slot * s.heads + group) * s.n + c;
       return float2{e[0], e[1]};
     });
 }
 
-// ---- launchers of the instances, in a file each: chunk_scan_mma_{states,output,gradient}.cu
+// ---- launchers of the instances, in chunk_scan_mma_{states,output,gradient}.cu
 
 struct MmaSizes {
   int nt = 0, pt = 0;
@@ -757,9 +817,25 @@ int32_t dispatchMma(int32_t dtype, const MmaSizes& sizes, F&& f) {
   return dtype == MM_BF16 ? bySize(bf16{}) : bySize(f16{});
 }
 
-int32_t launchMmaStates(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t segments,
-                        bool chunks, int direction, int directions);
-int32_t launchMmaOutput(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t segments, bool gate);
+int32_t launchMmaStates(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, Decay kind,
+                        int64_t segments, bool chunks, int direction, int directions);
+int32_t launchMmaOutput(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, Decay kind,
+                        int64_t segments, bool gate);
 int32_t launchMmaGradient(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t blocks);
+
+// ---- decay per channel, chunk_scan_mma_channel.{cuh,cu}
+
+struct ChannelTask {
+  void *queries = nullptr, *keys = nullptr;  // q decayed from the start of the chunk, k to its end (B, L, heads, N)
+  void* attention = nullptr;                 // (chunk slots, heads, 64, 64)
+  float* totals = nullptr;                   // (chunk slots, heads, N)
+  // (chunk slots, heads, 64, 64), (B, L, heads, N) twice, (chunk slots, heads, N): what chunk_scan_general.cuh's Task says
+  float *r = nullptr, *dq = nullptr, *dk = nullptr, *through = nullptr;
+};
+size_t channelGradientShared(const MmaSizes& sizes);
+int32_t launchChannelOperands(const MMCall* c, const Scan& s, const ChannelTask& channel, int64_t blocks);
+// `decayed` has the decayed queries and keys, `s` those of the call.
+int32_t launchChannelGradient(const MMCall* c, const Scan& s, const Scan& decayed, const Gradient& g, const MmaTask& task,
+                              const ChannelTask& channel, const MmaSizes& sizes, int64_t blocks);
 
 }  // namespace mm::cuda::chunk_scan

@@ -6,7 +6,8 @@ namespace mm::cuda::chunk_scan {
 int32_t launchMmaGradient(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t blocks) {
   return dispatchMma(s.v.dtype, sizes, [&](auto t, auto nt, auto pt) {
     constexpr int NT = decltype(nt)::value, PT = decltype(pt)::value;
-    return launch(c, mmaGradientKernel<decltype(t), NT, PT>, dim3(unsigned(blocks)), dim3(kGradientThreads), GradientTiles<NT, PT>::bytes, s, g, task);
+    constexpr size_t bytes = GradientTiles<NT, PT>::bytes;
+    return launch(c, mmaGradientKernel<decltype(t), NT, PT>, dim3(unsigned(blocks)), dim3(kGradientThreads), bytes, s, g, task);
   });
 }
 

@@ -3,15 +3,19 @@
 
 namespace mm::cuda::chunk_scan {
 
-int32_t launchMmaOutput(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t segments, bool gate) {
-  const dim3 grid(unsigned(segments * task.virtualHeads(s)));
+int32_t launchMmaOutput(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, Decay kind,
+                        int64_t segments, bool gate) {
   return dispatchMma(s.v.dtype, sizes, [&](auto t, auto nt, auto pt) {
     using T = decltype(t);
     constexpr int NT = decltype(nt)::value, PT = decltype(pt)::value;
-    using Tiles = OutputTiles<NT, PT>;
-    return dispatchBool(gate, [&](auto gated) {
-      return launch(c, mmaOutputKernel<T, NT, PT, decltype(gated)::value>, grid, dim3(Tiles::threads), Tiles::bytes, s, g, task);
-    });
+    const auto start = [&](auto tiles, auto kernel) {
+      using Tiles = decltype(tiles);
+      return launch(c, kernel, dim3(unsigned(segments * task.virtualHeads(s))), dim3(Tiles::threads), Tiles::bytes, s, g, task);
+    };
+    if (kind == Decay::Channel) return start(OutputTiles<NT, PT, Decay::Channel>{}, mmaOutputKernel<T, NT, PT, Decay::Channel, false>);
+    const OutputTiles<NT, PT, Decay::Head> tiles;
+    if (gate) return start(tiles, mmaOutputKernel<T, NT, PT, Decay::Head, true>);
+    return start(tiles, mmaOutputKernel<T, NT, PT, Decay::Head, false>);
   });
 }
 

@@ -29,26 +29,25 @@ template <class E, int N>
 __global__ void __launch_bounds__(kMapThreads) copyKernel(const __grid_constant__ CopyParts<N> parts,
                                                           const __grid_constant__ uint4 pattern) {
   int which = 0;
-  while (which + 1 < parts.count && blockIdx.x >= parts.part[which + 1].firstBlock) which++;
+  if constexpr (N > 1)
+    while (which + 1 < parts.count && blockIdx.x >= parts.part[which + 1].firstBlock) which++;
   const CopyPart& part = parts.part[which];
   const uint32_t block = blockIdx.x - part.firstBlock, first = block * (kMapThreads * kCopyUnroll) + threadIdx.x;
   const E* src = reinterpret_cast<const E*>(part.src);
   E* dst = reinterpret_cast<E*>(part.dst);
-  E x[kCopyUnroll];
-  int64_t to[kCopyUnroll];
+  if (first < part.units) {
+    uint32_t index[kCopyUnroll];
 #pragma unroll
-  for (int u = 0; u < kCopyUnroll; u++) {
-    const uint32_t i = first + u * kMapThreads;
-    if (i < part.units) {
-      int64_t offset[2];
-      part.layout.at(i, offset);
-      x[u] = src ? src[offset[0]] : *reinterpret_cast<const E*>(&pattern);
-      to[u] = offset[1];
-    }
+    for (int u = 0; u < kCopyUnroll; u++) index[u] = min(first + u * kMapThreads, part.units - 1);
+    int64_t offset[kCopyUnroll][2];
+    part.layout.at(index, offset);
+    E x[kCopyUnroll];
+#pragma unroll
+    for (int u = 0; u < kCopyUnroll; u++) x[u] = src ? src[offset[u][0]] : *reinterpret_cast<const E*>(&pattern);
+#pragma unroll
+    for (int u = 0; u < kCopyUnroll; u++)
+      if (first + u * kMapThreads < part.units) dst[offset[u][1]] = x[u];
   }
-#pragma unroll
-  for (int u = 0; u < kCopyUnroll; u++)
-    if (first + u * kMapThreads < part.units) dst[to[u]] = x[u];
   if (block == 0 && threadIdx.x < part.tail) {
     const int64_t i = int64_t(part.units) * sizeof(E) + threadIdx.x;
     part.dst[i] = part.src ? part.src[i] : reinterpret_cast<const char*>(&pattern)[i % sizeof(uint4)];
@@ -82,45 +81,17 @@ inline uint4 nanPattern(int32_t dtype) {
   return {word, word, word, word};
 }
 
-// Copies to be done together; all of one element size. Targets must not overlap sources or each other.
+// Copies to be done together; all of one element size. Targets must not overlap sources or each other. In copy.cu, so that other
+// files do not compile the kernels again.
 class Copies {
  public:
   explicit Copies(const MMCall* c, int64_t elementBytes, uint4 pattern = zeroPattern())
       : call_(c), size_(elementBytes), pattern_(pattern) {}
 
   // dst = src, or the pattern where src is null; dst.shape is what counts.
-  int32_t add(const MMTensorView* src, const MMTensorView& dst) {
-    if (!numel(dst)) return MM_OK;
-    const MMTensorView* const views[2] = {src ? src : &dst, &dst};
-    Nest<2> all = nestOf<2>(views, dst);
-    all.sortBy(1);
-    all.coalesce();
-    const int64_t none[2] = {};
-    return forPieces(all, none, 0, [&](const Nest<2>& nest, const int64_t (&base)[2], int64_t) {
-      const char* from = src ? data<const char>(*src) + base[0] * size_ : nullptr;
-      char* to = data<char>(dst) + base[1] * size_;
-      const int axis = src ? tiledAxis(nest) : -1;
-      if (axis < 0) {
-        parts_.push_back({nest, from, to});
-        return int32_t(MM_OK);
-      }
-      switch (size_) {
-        case 4: return tiles<uint32_t>(nest, axis, from, to);
-        case 2: return tiles<uint16_t>(nest, axis, from, to);
-        default: return tiles<uint8_t>(nest, axis, from, to);
-      }
-    });
-  }
-
+  int32_t add(const MMTensorView* src, const MMTensorView& dst);
   // Launches what is left; call once, after the last add().
-  int32_t run() const {
-    for (size_t i = 0; i < parts_.size(); i += kCopyParts) {
-      const int count = int(parts_.size() - i < kCopyParts ? parts_.size() - i : kCopyParts);
-      const int32_t status = count == 1 ? runParts<1>(&parts_[i], 1) : runParts<kCopyParts>(&parts_[i], count);
-      if (status != MM_OK) return status;
-    }
-    return MM_OK;
-  }
+  int32_t run() const;
 
  private:
   struct Part {
@@ -129,53 +100,11 @@ class Copies {
     char* dst;
   };
 
+  bool fits(const Part& p, int64_t bytes) const;
   template <class E>
-  int32_t tiles(const Nest<2>& nest, int axis, const char* from, char* to) const {
-    const MapPointers<CopyElement<E>> p{{reinterpret_cast<const E*>(from)}, {reinterpret_cast<E*>(to)}};
-    return mapTiles(call_, nest, axis, p, CopyElement<E>{});
-  }
-
-  // Whether part p can be moved in units of `bytes`; in a single dense axis the rest goes byte by byte.
-  bool fits(const Part& p, int64_t bytes) const {
-    if (bytes == size_) return true;
-    const int last = p.nest.ndim - 1;
-    const int64_t unit = bytes / size_;
-    if (p.nest.stride[1][last] != 1 || (last > 0 && p.nest.size[last] % unit)) return false;
-    if (p.src && (p.nest.stride[0][last] != 1 || !vectorOperand(p.nest, 0, unit, p.src, size_))) return false;
-    return vectorOperand(p.nest, 1, unit, p.dst, size_);
-  }
-
+  int32_t tiles(const Nest<2>& nest, int axis, const char* from, char* to) const;
   template <int N>
-  int32_t runParts(const Part* parts, int count) const {
-    int64_t bytes = 16;
-    for (int i = 0; i < count; i++)
-      while (bytes > size_ && !fits(parts[i], bytes)) bytes /= 2;
-    CopyParts<N> list;
-    list.count = count;
-    int64_t blocks = 0;
-    for (int i = 0; i < count; i++) {
-      const Nest<2>& nest = parts[i].nest;
-      const int last = nest.ndim - 1;
-      const int64_t unit = bytes / size_, elements = nest.count(nest.ndim);
-      const bool dense = last == 0 && nest.stride[1][0] == 1;
-      CopyPart& p = list.part[i];
-      p.src = parts[i].src, p.dst = parts[i].dst;
-      p.units = uint32_t(elements / unit), p.tail = dense ? uint32_t(elements % unit * size_) : 0;
-      p.firstBlock = uint32_t(blocks);
-      p.layout = layoutOf(nest, nest.ndim, unit);
-      for (int a = 0; a < nest.ndim; a++)  // strides in units
-        for (int k = 0; k < 2; k++) p.layout.stride[a][k] /= unit;
-      blocks += p.units ? ceilDiv(p.units, kMapThreads * kCopyUnroll) : 1;
-    }
-    const dim3 grid{unsigned(blocks)}, threads{kMapThreads};
-    switch (bytes) {
-      case 16: return launch(call_, copyKernel<uint4, N>, grid, threads, 0, list, pattern_);
-      case 8: return launch(call_, copyKernel<uint2, N>, grid, threads, 0, list, pattern_);
-      case 4: return launch(call_, copyKernel<uint32_t, N>, grid, threads, 0, list, pattern_);
-      case 2: return launch(call_, copyKernel<uint16_t, N>, grid, threads, 0, list, pattern_);
-      default: return launch(call_, copyKernel<uint8_t, N>, grid, threads, 0, list, pattern_);
-    }
-  }
+  int32_t runParts(const Part* parts, int count) const;
 
   const MMCall* call_;
   int64_t size_;
@@ -184,17 +113,9 @@ class Copies {
 };
 
 // dst = src over dst's shape; of one element size.
-inline int32_t copyView(const MMCall* c, const MMTensorView& src, const MMTensorView& dst) {
-  Copies copies(c, elementSize(dst.dtype));
-  const int32_t status = copies.add(&src, dst);
-  return status == MM_OK ? copies.run() : status;
-}
+int32_t copyView(const MMCall* c, const MMTensorView& src, const MMTensorView& dst);
 // Every element of dst = the pattern.
-inline int32_t fillView(const MMCall* c, const MMTensorView& dst, uint4 pattern) {
-  Copies copies(c, elementSize(dst.dtype), pattern);
-  const int32_t status = copies.add(nullptr, dst);
-  return status == MM_OK ? copies.run() : status;
-}
+int32_t fillView(const MMCall* c, const MMTensorView& dst, uint4 pattern);
 
 // ---- cast
 template <class D>

@@ -29,8 +29,9 @@ int32_t looseForward(const MMCall* c) {
   const int64_t rows = rowCount(x), n = lastDim(x);
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, gatedRmsNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x), data<const T>(gate),
-        Weights(in(c, WEIGHT)), data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), looseLanes(n));
+    return launch(c, gatedRmsNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x),
+        data<const T>(gate), Weights(in(c, WEIGHT)), data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps),
+        looseLanes(n));
   });
 }
 
@@ -47,8 +48,8 @@ int32_t forward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
       const TeamPlan plan(n, V, K);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), data<const T>(gate), w, data<T>(y),
-          rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      return launch(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), data<const T>(gate), w,
+          data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -76,8 +77,9 @@ int32_t looseBackward(const MMCall* c) {
   const int32_t status = dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(c, gatedRmsNormBackwardLooseKernel<T>, dim3(unsigned(blocks)), dim3(256), 0, data<const T>(x), data<const T>(gate),
-        Weights(in(c, WEIGHT)), data<const T>(dy), hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr, hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr,
-        partial, rowNest<3>({&x, &gate, &dy}), rows, n, float(attrs<Attrs>(c).eps), lanes);
+        Weights(in(c, WEIGHT)), data<const T>(dy), hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr,
+        hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr, partial, rowNest<3>({&x, &gate, &dy}), rows, n, float(attrs<Attrs>(c).eps),
+        lanes);
   });
   if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
   return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks * (256 / lanes), n);
@@ -89,7 +91,8 @@ uint64_t backwardWorkspace(const MMCall* c) {
   if (!hasOut(c, DWEIGHT)) return 0;
   const int64_t n = lastDim(x), v = x.dtype == MM_F32 ? 4 : 8;
   const TeamPlan plan(n, int(v), backwardVectors(n / v));
-  const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * n) * sizeof(float), loose = looseBackwardWorkspace(c);
+  const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * n) * sizeof(float),
+      loose = looseBackwardWorkspace(c);
   return bytes > loose ? bytes : loose;
 }
 
@@ -122,6 +125,8 @@ int32_t backward(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(gated_rms_norm, {"gatedRmsNorm", "registers", fitsForward, nullptr, forward}, {"gatedRmsNorm", "loose", nullptr, nullptr, looseForward},
+MM_CUDA_KERNELS(gated_rms_norm,
+    {"gatedRmsNorm", "registers", fitsForward, nullptr, forward},
+    {"gatedRmsNorm", "loose", nullptr, nullptr, looseForward},
     {"gatedRmsNormBackward", "registers", fitsBackward, backwardWorkspace, backward},
     {"gatedRmsNormBackward", "loose", nullptr, looseBackwardWorkspace, looseBackward})

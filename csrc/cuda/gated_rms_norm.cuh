@@ -61,8 +61,9 @@ __global__ void __launch_bounds__(512) gatedRmsNormKernel(const T* __restrict__ 
 // dx and dg may be null. partial (blocks, n) of dw, or null; dynamic shared memory: K V floats a thread where a block has
 // several teams.
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) gatedRmsNormBackwardKernel(const T* __restrict__ x, const T* __restrict__ gate, Weights w, const T* __restrict__ dy,
-    T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial, const __grid_constant__ Nest<3> nest, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(K == 1 ? 256 : 512, K == 1 ? 3 : 1) gatedRmsNormBackwardKernel(const T* __restrict__ x,
+    const T* __restrict__ gate, Weights w, const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial,
+    const __grid_constant__ Nest<3> nest, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[2 * R * 32];
@@ -128,8 +129,8 @@ __global__ void __launch_bounds__(512) gatedRmsNormBackwardKernel(const T* __res
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) gatedRmsNormLooseKernel(const T* __restrict__ x, const T* __restrict__ gate, Weights w, T* __restrict__ y,
-    const __grid_constant__ Nest<2> nest, int64_t rows, int64_t n, float eps, int lanes) {
+__global__ void __launch_bounds__(256) gatedRmsNormLooseKernel(const T* __restrict__ x, const T* __restrict__ gate, Weights w,
+    T* __restrict__ y, const __grid_constant__ Nest<2> nest, int64_t rows, int64_t n, float eps, int lanes) {
   __shared__ float scratch[32];
   const Team team(lanes);
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all()) {
@@ -151,8 +152,8 @@ __global__ void __launch_bounds__(256) gatedRmsNormLooseKernel(const T* __restri
 // partial (teams, n): a row for each team, in which every lane adds up its own columns.
 template <class T>
 __global__ void __launch_bounds__(256) gatedRmsNormBackwardLooseKernel(const T* __restrict__ x, const T* __restrict__ gate, Weights w,
-    const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial, const __grid_constant__ Nest<3> nest, int64_t rows,
-    int64_t n, float eps, int lanes) {
+    const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial, const __grid_constant__ Nest<3> nest,
+    int64_t rows, int64_t n, float eps, int lanes) {
   __shared__ float scratch[64];
   const Team team(lanes);
   float* dw = partial ? partial + (int64_t(blockIdx.x) * team.count + team.index) * n : nullptr;

@@ -10,5 +10,7 @@ using Backward = chunk_scan::Entries<chunk_scan::describeGatedBackward<chunk_sca
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(gla, {"gla", "general", nullptr, Forward::workspace, Forward::run},
+MM_CUDA_KERNELS(gla, {"gla", "mma", Forward::fits, Forward::mmaWorkspace, Forward::runMma},
+                {"gla", "general", nullptr, Forward::workspace, Forward::run},
+                {"glaBackward", "mma", Backward::fits, Backward::mmaWorkspace, Backward::runMma},
                 {"glaBackward", "general", nullptr, Backward::workspace, Backward::run})

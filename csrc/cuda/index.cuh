@@ -9,6 +9,8 @@
 // up to kShortRun rows of one index in the order of the list; longer runs (padding, image tokens) take a block, whose 16 rows of
 // threads add every 16th row and then one another, in a fixed order. Rows that no index names are copied or zeroed beforehand.
 #pragma once
+#include <cstring>
+
 #include "cuda/copy.cuh"
 
 namespace mm::cuda {
@@ -78,8 +80,8 @@ struct RowMove {
 
 template <class E>
 int32_t moveRowsAs(const MMCall* c, const RowMove& r) {
-  RowSource<E> s{r.pick, static_cast<const E*>(r.base), static_cast<const E*>(r.other), r.index, r.last, r.rows,
-                 *reinterpret_cast<const E*>(&r.missing)};
+  RowSource<E> s{r.pick, static_cast<const E*>(r.base), static_cast<const E*>(r.other), r.index, r.last, r.rows, E{}};
+  std::memcpy(&s.missing, &r.missing, sizeof(E));
   const int64_t units = r.rowBytes / int64_t(sizeof(E));
   int32_t log = 0;
   while (log < 8 && (1 << log) < units) log++;
@@ -165,6 +167,14 @@ struct RowSum {
   uint32_t shortBlocks;
 };
 
+template <class T, int V>
+__device__ __forceinline__ void addVector(float (&acc)[V], const RawVector<T, V>& x) {
+  T values[V];
+  x.unpack(values);
+#pragma unroll
+  for (int i = 0; i < V; i++) acc[i] += toFloat(values[i]);
+}
+
 constexpr int kSumHeight = 16, kSumWidth = kMapThreads / kSumHeight;
 
 template <class T, class O, int V>
@@ -191,17 +201,15 @@ __global__ void __launch_bounds__(kMapThreads) sumRowsKernel(const __grid_consta
     if (active) start(acc, row * a.columns + column);
     constexpr int U = 4;
     for (int i = 0; i < run; i += U) {
-      float x[U][V];
+      RawVector<T, V> x[U];
 #pragma unroll
       for (int u = 0; u < U; u++) {
-        const uint32_t m = __shfl_sync(0xffffffffu, uint32_t(key), i + u < run ? i + u : i);
-        if (active && i + u < run) loadFloats<V>(a.src + m * a.columns + column, x[u]);
+        const uint32_t m = __shfl_sync(0xffffffffu, uint32_t(key), i + u < run ? i + u : run - 1);
+        if (active) x[u].load(a.src + m * a.columns + column);
       }
 #pragma unroll
       for (int u = 0; u < U; u++)
-        if (active && i + u < run)
-#pragma unroll
-          for (int v = 0; v < V; v++) acc[v] += x[u][v];
+        if (active && i + u < run) addVector(acc, x[u]);
     }
     if (active) storeFloats<V>(a.out + row * a.columns + column, acc);
     return;
@@ -220,12 +228,17 @@ __global__ void __launch_bounds__(kMapThreads) sumRowsKernel(const __grid_consta
 #pragma unroll
   for (int v = 0; v < V; v++) acc[v] = 0.f;
   if (unit < a.units) {
-#pragma unroll 4
-    for (int64_t i = begin + y; i < end; i += kSumHeight) {
-      float term[V];
-      loadFloats<V>(a.src + uint32_t(a.keys[i]) * a.columns + column, term);
+    constexpr int U = 8;
+    for (int64_t i = begin + y; i < end; i += U * kSumHeight) {
+      RawVector<T, V> x[U];
 #pragma unroll
-      for (int v = 0; v < V; v++) acc[v] += term[v];
+      for (int u = 0; u < U; u++) {
+        const int64_t place = i + u * kSumHeight < end ? i + u * kSumHeight : end - 1;
+        x[u].load(a.src + uint32_t(a.keys[place]) * a.columns + column);
+      }
+#pragma unroll
+      for (int u = 0; u < U; u++)
+        if (i + u * kSumHeight < end) addVector(acc, x[u]);
     }
   }
 #pragma unroll

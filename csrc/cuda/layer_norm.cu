@@ -23,8 +23,8 @@ int32_t looseForward(const MMCall* c) {
   const int64_t rows = rowCount(x), n = lastDim(x);
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, layerNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x), weightsOf(c, WEIGHT),
-        weightsOf(c, BIAS), data<T>(y), rows, n, float(attrs<Attrs>(c).eps), looseLanes(n));
+    return launch(c, layerNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x),
+        weightsOf(c, WEIGHT), weightsOf(c, BIAS), data<T>(y), rows, n, float(attrs<Attrs>(c).eps), looseLanes(n));
   });
 }
 
@@ -117,8 +117,8 @@ int32_t backward(const MMCall* c) {
       const int64_t most = plan.mostBlocks(rows, deviceOf(c).multiprocessors), resident = residentBlocks(c, kernel, plan.threads, shared);
       const int64_t blocks = most < resident ? most : resident;
       float* partial = static_cast<float*>(c->workspace);
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks)), dim3(plan.threads), shared, data<const T>(x), w, data<const T>(dy), dx, partial,
-          hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launch(c, kernel, dim3(unsigned(blocks)), dim3(plan.threads), shared, data<const T>(x), w, data<const T>(dy),
+          dx, partial, hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
       return status != MM_OK ? status : addGradients(c, partial, blocks);
     });
   });
@@ -127,6 +127,8 @@ int32_t backward(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(layer_norm, {"layerNorm", "registers", fitsForward, nullptr, forward}, {"layerNorm", "loose", nullptr, nullptr, looseForward},
+MM_CUDA_KERNELS(layer_norm,
+    {"layerNorm", "registers", fitsForward, nullptr, forward},
+    {"layerNorm", "loose", nullptr, nullptr, looseForward},
     {"layerNormBackward", "registers", fitsBackward, backwardWorkspace, backward},
     {"layerNormBackward", "loose", nullptr, looseBackwardWorkspace, looseBackward})

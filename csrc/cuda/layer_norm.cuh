@@ -38,7 +38,8 @@ __device__ __forceinline__ void centre(Words<T> (&px)[R][K], int n, const Team& 
 }
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows,
+    int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   __shared__ float scratch[R * 32];
   const Team team(lanes);
@@ -75,8 +76,8 @@ __global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, 
 // dx may be null. partial (blocks, parts n), null where parts is 0: dw if wantWeight, then db; dynamic shared memory: K V floats a
 // thread where a block has several teams.
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy, T* __restrict__ dx,
-    float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
+    T* __restrict__ dx, float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[3 * R * 32];
@@ -116,7 +117,8 @@ __global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restri
     for (int r = 0; r < R; r++) {
       const int64_t row = first + team.index + r * team.all();
       if (row >= rows) continue;
-      const float scale = rsqrtf(sum[3 * r] / float(n) + eps), meanG = sum[3 * r + 1] / float(n), meanGh = sum[3 * r + 2] * scale / float(n);
+      const float scale = rsqrtf(sum[3 * r] / float(n) + eps), meanG = sum[3 * r + 1] / float(n),
+          meanGh = sum[3 * r + 2] * scale / float(n);
       eachVector<V, K>(n, team, [&](int k, int j) {
         float vx[V], vd[V], v[V];
         unpack(px[r][k], vx);
@@ -138,7 +140,8 @@ __global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restri
 }
 
 template <class T>
-__device__ __forceinline__ void looseMoments(const T* x, int64_t n, int64_t end, float eps, const Team& team, float* scratch, float& mean, float& scale) {
+__device__ __forceinline__ void looseMoments(const T* x, int64_t n, int64_t end, float eps, const Team& team, float* scratch, float& mean,
+    float& scale) {
   float sum[1] = {};
   for (int64_t j = team.lane; j < end; j += team.lanes) sum[0] += toFloat(x[j]);
   teamReduce(sum, team.lanes, scratch);
@@ -150,8 +153,8 @@ __device__ __forceinline__ void looseMoments(const T* x, int64_t n, int64_t end,
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) layerNormLooseKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows, int64_t n,
-    float eps, int lanes) {
+__global__ void __launch_bounds__(256) layerNormLooseKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows,
+    int64_t n, float eps, int lanes) {
   __shared__ float scratch[32];
   const Team team(lanes);
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all()) {
@@ -165,8 +168,8 @@ __global__ void __launch_bounds__(256) layerNormLooseKernel(const T* __restrict_
 
 // partial (teams, parts n): a row for each team, in which every lane adds up its own columns.
 template <class T>
-__global__ void __launch_bounds__(256) layerNormBackwardLooseKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy, T* __restrict__ dx,
-    float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows, int64_t n, float eps, int lanes) {
+__global__ void __launch_bounds__(256) layerNormBackwardLooseKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
+    T* __restrict__ dx, float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows, int64_t n, float eps, int lanes) {
   __shared__ float scratch[64];
   const Team team(lanes);
   float* dw = partial + (int64_t(blockIdx.x) * team.count + team.index) * (wantWeight + wantBias) * n;

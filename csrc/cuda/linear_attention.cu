@@ -15,7 +15,7 @@ int32_t normalize(const MMCall* c, Problem& p, int64_t steps, Scratch& scratch, 
   Scan& s = p.scan;
   Gradient& g = p.gradient;
   NormTask task;
-  task.steps = steps;
+  task.steps = steps, task.gradient = p.backward, task.rounds = p.roundsUpstream;
   const int64_t slots = slotCount(s, steps), rows = int64_t(s.batch) * s.length * s.heads, sums = slots * s.heads * s.n;
   const bool several = mostSlots(s, steps) > 1;
   task.inverse = scratch.take<float>(rows);
@@ -28,7 +28,8 @@ int32_t normalize(const MMCall* c, Problem& p, int64_t steps, Scratch& scratch, 
   s.inverse = task.inverse, g.dden = task.dden, g.before = task.before, g.behind = task.behind;
   if (!run) return MM_OK;
 
-  const dim3 chunks(unsigned(slots * s.heads)), threads(kNormThreads), pairs(unsigned(ceilDiv(int64_t(s.sequences) * s.heads * s.n, kNormThreads)));
+  const dim3 chunks(unsigned(slots * s.heads)), threads(kNormThreads);
+  const dim3 pairs(unsigned(ceilDiv(int64_t(s.sequences) * s.heads * s.n, kNormThreads)));
   return dispatchFloat(s.v.dtype, [&](auto t) {
     using T = decltype(t);
     int32_t status = MM_OK;
@@ -36,7 +37,7 @@ int32_t normalize(const MMCall* c, Problem& p, int64_t steps, Scratch& scratch, 
       status = launch(c, normKeysKernel<T>, chunks, threads, 0, s, steps, task.before);
       if (status == MM_OK) status = launch(c, normPassKernel, pairs, threads, 0, s, steps, task.before, false);
     }
-    if (status == MM_OK) status = launch(c, normDenominatorKernel<T>, chunks, threads, normShared(steps), s, g, task, p.backward);
+    if (status == MM_OK) status = launch(c, normDenominatorKernel<T>, chunks, threads, normShared(steps), s, g, task);
     if (status == MM_OK && task.behind) status = launch(c, normPassKernel, pairs, threads, 0, s, steps, task.behind, true);
     return status;
   });

@@ -16,6 +16,7 @@ struct NormTask {
   int64_t steps = 0;                           // of a chunk, at most 64
   float *before = nullptr, *behind = nullptr;  // (slots, heads, N): z before, sum of scale e q behind a chunk; null: zero
   float *inverse = nullptr, *dden = nullptr;   // 1 / den, e (B, L, heads)
+  bool gradient = false, rounds = false;       // rounds: dO as the engine will have it, so that e cancels with it
   Operand o;
 };
 
@@ -50,7 +51,7 @@ __global__ void __launch_bounds__(kNormThreads) normPassKernel(const __grid_cons
 // 1 / den; with a gradient also e, and in `behind` its sum with the queries of the chunk.
 template <class T>
 __global__ void __launch_bounds__(kNormThreads)
-normDenominatorKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ NormTask task, bool gradient) {
+normDenominatorKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ NormTask task) {
   constexpr int PITCH = kNormThreads + 1;
   float *terms = reinterpret_cast<float*>(chunkScanShared), *weight = terms + task.steps * PITCH;
   const int64_t index = blockIdx.x;
@@ -73,15 +74,17 @@ normDenominatorKernel(const __grid_constant__ Scan s, const __grid_constant__ Gr
     for (int i = lane; i < kNormThreads; i += 32) sum += terms[t * PITCH + i];
     const float inverse = 1.f / (s.scale * warpReduce(sum) + 1e-10f);
     float product = 0.f;
-    if (gradient && g.dy.given)
-      for (int p = lane; p < s.p; p += 32)
-        product = fmaf(toFloat(g.dy.at<const T>(at.batch, at.start + t, head)[p]), toFloat(task.o.at<const T>(at.batch, at.start + t, head)[p]), product);
+    if (task.gradient && g.dy.given)
+      for (int p = lane; p < s.p; p += 32) {
+        const float dO = toFloat(g.dy.at<const T>(at.batch, at.start + t, head)[p]) * inverse;
+        product = fmaf(task.rounds ? toFloat(fromFloat<T>(dO)) : dO, toFloat(task.o.at<const T>(at.batch, at.start + t, head)[p]), product);
+      }
     product = warpReduce(product);
     if (lane) continue;
     task.inverse[step] = inverse;
-    if (gradient) task.dden[step] = -product * inverse, weight[t] = -product * inverse * s.scale;
+    if (task.gradient) task.dden[step] = -product, weight[t] = -product * s.scale;
   }
-  if (!gradient || !task.behind) return;
+  if (!task.behind) return;
   __syncthreads();
   for (int n = threadIdx.x; n < s.n; n += kNormThreads) {
     float sum = 0.f;

@@ -48,9 +48,9 @@ int32_t crossEntropy(const MMCall* c) {
   double* partial = static_cast<double*>(c->workspace);
   const int32_t status = dispatchFloat(logits.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, crossEntropyKernel<T>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(logits), data<const int32_t>(in(c, LABELS)),
-        optionalIn<const float>(c, LOSS_WEIGHT), data<float>(out(c, PER_TOKEN)), data<float>(out(c, LSE)), partial, rows, n, a.ignoreIndex,
-        a.labelSmoothing, plan.lanes);
+    return launch(c, crossEntropyKernel<T>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(logits),
+        data<const int32_t>(in(c, LABELS)), optionalIn<const float>(c, LOSS_WEIGHT), data<float>(out(c, PER_TOKEN)),
+        data<float>(out(c, LSE)), partial, rows, n, a.ignoreIndex, a.labelSmoothing, plan.lanes);
   });
   return status != MM_OK ? status : finish(c, partial, blocks, 0, 1, data<float>(out(c, LOSS)));
 }
@@ -68,15 +68,15 @@ int32_t crossEntropyBackward(const MMCall* c) {
   float* scale = has(c, DLOSS) ? static_cast<float*>(c->workspace) : nullptr;
   if (!rows) return MM_OK;
   if (scale) {
-    const int32_t status = launch(c, crossEntropyScaleKernel, dim3(1), dim3(1024), 0, labels, weight, data<const float>(in(c, DLOSS)), scale, rows,
-        a.ignoreIndex);
+    const int32_t status = launch(c, crossEntropyScaleKernel, dim3(1), dim3(1024), 0, labels, weight, data<const float>(in(c, DLOSS)),
+        scale, rows, a.ignoreIndex);
     if (status != MM_OK) return status;
   }
   return dispatchFloat(logits.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, crossEntropyBackwardKernel<T>, dim3(unsigned(ceilDiv(rows, plan.teams))), dim3(plan.threads), 0, data<const T>(logits), labels,
-        weight, data<const float>(in(c, LSE)), scale, optionalIn<const float>(c, DPER_TOKEN), data<T>(out(c, DLOGITS)), rows, n, a.ignoreIndex,
-        float(a.labelSmoothing), plan.lanes);
+    return launch(c, crossEntropyBackwardKernel<T>, dim3(unsigned(ceilDiv(rows, plan.teams))), dim3(plan.threads), 0, data<const T>(logits),
+        labels, weight, data<const float>(in(c, LSE)), scale, optionalIn<const float>(c, DPER_TOKEN), data<T>(out(c, DLOGITS)), rows, n,
+        a.ignoreIndex, float(a.labelSmoothing), plan.lanes);
   });
 }
 
@@ -95,8 +95,8 @@ int32_t klDiv(const MMCall* c) {
   const int32_t status = dispatchFloat(student.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(c, klDivKernel<T>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(student), data<const T>(in(c, TEACHER)),
-        optionalIn<const float>(c, MASK), data<float>(out(c, PER_POSITION)), data<float>(out(c, LSE_STUDENT)), data<float>(out(c, LSE_TEACHER)), partial,
-        rows, n, float(1. / a.temperature), float(a.temperature * a.temperature), plan.lanes);
+        optionalIn<const float>(c, MASK), data<float>(out(c, PER_POSITION)), data<float>(out(c, LSE_STUDENT)),
+        data<float>(out(c, LSE_TEACHER)), partial, rows, n, float(1. / a.temperature), float(a.temperature * a.temperature), plan.lanes);
   });
   return status != MM_OK ? status : finish(c, partial, blocks, klDivisor(student, a.divisor), 1, data<float>(out(c, LOSS)));
 }
@@ -110,9 +110,9 @@ int32_t klDivBackward(const MMCall* c) {
   return dispatchFloat(student.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(c, klDivBackwardKernel<T>, dim3(unsigned(ceilDiv(rows, plan.teams))), dim3(plan.threads), 0, data<const T>(student),
-        data<const T>(in(c, TEACHER)), optionalIn<const float>(c, MASK), data<const float>(in(c, LSE_STUDENT)), data<const float>(in(c, LSE_TEACHER)),
-        optionalIn<const float>(c, DLOSS), optionalIn<const float>(c, DPER_POSITION), data<T>(out(c, DSTUDENT)), rows, n, float(a.temperature),
-        float(1. / a.temperature), klDivisor(student, a.divisor), plan.lanes);
+        data<const T>(in(c, TEACHER)), optionalIn<const float>(c, MASK), data<const float>(in(c, LSE_STUDENT)),
+        data<const float>(in(c, LSE_TEACHER)), optionalIn<const float>(c, DLOSS), optionalIn<const float>(c, DPER_POSITION),
+        data<T>(out(c, DSTUDENT)), rows, n, float(a.temperature), float(1. / a.temperature), klDivisor(student, a.divisor), plan.lanes);
   });
 }
 
@@ -142,15 +142,18 @@ int32_t mseBackward(const MMCall* c) {
   return dispatchFloat(pred.dtype, [&](auto t) {
     using T = decltype(t);
     return launch(c, mseBackwardKernel<T>, dim3(unsigned(mseBlocks(c, n))), dim3(256), 0, data<const T>(pred), data<const T>(in(c, TARGET)),
-        data<const float>(in(c, DLOSS)), hasOut(c, DPRED) ? data<T>(out(c, DPRED)) : nullptr, hasOut(c, DTARGET) ? data<T>(out(c, DTARGET)) : nullptr, n,
-        2. * attrs<Attrs>(c).factor / double(n));
+        data<const float>(in(c, DLOSS)), hasOut(c, DPRED) ? data<T>(out(c, DPRED)) : nullptr,
+        hasOut(c, DTARGET) ? data<T>(out(c, DTARGET)) : nullptr, n, 2. * attrs<Attrs>(c).factor / double(n));
   });
 }
 
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(loss, {"crossEntropy", "rows", nullptr, rowsWorkspace, crossEntropy},
-    {"crossEntropyBackward", "rows", nullptr, crossEntropyBackwardWorkspace, crossEntropyBackward}, {"klDiv", "rows", nullptr, rowsWorkspace, klDiv},
-    {"klDivBackward", "rows", nullptr, nullptr, klDivBackward}, {"mse", "blocks", nullptr, mseWorkspace, mse},
+MM_CUDA_KERNELS(loss,
+    {"crossEntropy", "rows", nullptr, rowsWorkspace, crossEntropy},
+    {"crossEntropyBackward", "rows", nullptr, crossEntropyBackwardWorkspace, crossEntropyBackward},
+    {"klDiv", "rows", nullptr, rowsWorkspace, klDiv},
+    {"klDivBackward", "rows", nullptr, nullptr, klDivBackward},
+    {"mse", "blocks", nullptr, mseWorkspace, mse},
     {"mseBackward", "blocks", nullptr, nullptr, mseBackward})

@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(1024) lossKernel(const double* __restrict__ pa
 // partial (blocks, 2)
 template <class T>
 __global__ void __launch_bounds__(1024) crossEntropyKernel(const T* __restrict__ logits, const int32_t* __restrict__ labels,
-    const float* __restrict__ lossWeight, float* __restrict__ perToken, float* __restrict__ lse, double* __restrict__ partial, int64_t rows, int64_t n,
-    int64_t ignoreIndex, double smoothing, int lanes) {
+    const float* __restrict__ lossWeight, float* __restrict__ perToken, float* __restrict__ lse, double* __restrict__ partial, int64_t rows,
+    int64_t n, int64_t ignoreIndex, double smoothing, int lanes) {
   __shared__ float scratch[64];
   __shared__ double sums[64];
   const Team team(lanes);
@@ -137,8 +137,8 @@ __device__ __forceinline__ void zeroRow(T* to, int64_t n, int lane, int lanes) {
 // scale: from crossEntropyScaleKernel, or null for 0.
 template <class T>
 __global__ void __launch_bounds__(1024) crossEntropyBackwardKernel(const T* __restrict__ logits, const int32_t* __restrict__ labels,
-    const float* __restrict__ lossWeight, const float* __restrict__ lse, const float* __restrict__ scale, const float* __restrict__ dPerToken,
-    T* __restrict__ dx, int64_t rows, int64_t n, int64_t ignoreIndex, float smoothing, int lanes) {
+    const float* __restrict__ lossWeight, const float* __restrict__ lse, const float* __restrict__ scale,
+    const float* __restrict__ dPerToken, T* __restrict__ dx, int64_t rows, int64_t n, int64_t ignoreIndex, float smoothing, int lanes) {
   const Team team(lanes);
   const float uniform = smoothing / float(n), common = scale ? *scale : 0.f;
   for (int64_t row = int64_t(blockIdx.x) * team.count + team.index; row < rows; row += team.all()) {
@@ -173,9 +173,9 @@ __global__ void __launch_bounds__(1024) crossEntropyBackwardKernel(const T* __re
 
 // partial (blocks, 2)
 template <class T>
-__global__ void __launch_bounds__(1024) klDivKernel(const T* __restrict__ student, const T* __restrict__ teacher, const float* __restrict__ mask,
-    float* __restrict__ perPosition, float* __restrict__ lseStudent, float* __restrict__ lseTeacher, double* __restrict__ partial, int64_t rows, int64_t n,
-    float scale, float square, int lanes) {
+__global__ void __launch_bounds__(1024) klDivKernel(const T* __restrict__ student, const T* __restrict__ teacher,
+    const float* __restrict__ mask, float* __restrict__ perPosition, float* __restrict__ lseStudent, float* __restrict__ lseTeacher,
+    double* __restrict__ partial, int64_t rows, int64_t n, float scale, float square, int lanes) {
   __shared__ float scratch[96];
   __shared__ double sums[64];
   const Team team(lanes);
@@ -218,9 +218,10 @@ __global__ void __launch_bounds__(1024) klDivKernel(const T* __restrict__ studen
 
 // dLoss may be null; divisor is that of the loss.
 template <class T>
-__global__ void __launch_bounds__(1024) klDivBackwardKernel(const T* __restrict__ student, const T* __restrict__ teacher, const float* __restrict__ mask,
-    const float* __restrict__ lseStudent, const float* __restrict__ lseTeacher, const float* __restrict__ dLoss, const float* __restrict__ dPerPosition,
-    T* __restrict__ dx, int64_t rows, int64_t n, float temperature, float scale, double divisor, int lanes) {
+__global__ void __launch_bounds__(1024) klDivBackwardKernel(const T* __restrict__ student, const T* __restrict__ teacher,
+    const float* __restrict__ mask, const float* __restrict__ lseStudent, const float* __restrict__ lseTeacher,
+    const float* __restrict__ dLoss, const float* __restrict__ dPerPosition, T* __restrict__ dx, int64_t rows, int64_t n, float temperature,
+    float scale, double divisor, int lanes) {
   const Team team(lanes);
   const float common = dLoss ? float(*dLoss / divisor) : 0.f;
   for (int64_t row = int64_t(blockIdx.x) * team.count + team.index; row < rows; row += team.all()) {
@@ -242,7 +243,8 @@ __global__ void __launch_bounds__(1024) klDivBackwardKernel(const T* __restrict_
 
 // partial (blocks, 2): the sum of squares in the first. Unaligned operands are walked element by element.
 template <class T>
-__global__ void __launch_bounds__(256) mseKernel(const T* __restrict__ p, const T* __restrict__ q, double* __restrict__ partial, int64_t n) {
+__global__ void __launch_bounds__(256) mseKernel(const T* __restrict__ p, const T* __restrict__ q, double* __restrict__ partial,
+    int64_t n) {
   __shared__ double scratch[32];
   float sum = 0.f;
   const int lanes = int(gridDim.x * blockDim.x);
@@ -259,10 +261,11 @@ __global__ void __launch_bounds__(256) mseKernel(const T* __restrict__ p, const 
 
 // factor: 2 factor / n. dp and dq may be null, and lie alike where both are there and p, q are to be read as vectors.
 template <class T>
-__global__ void __launch_bounds__(256) mseBackwardKernel(const T* __restrict__ p, const T* __restrict__ q, const float* __restrict__ dLoss, T* dp, T* dq,
-    int64_t n, double factor) {
+__global__ void __launch_bounds__(256) mseBackwardKernel(const T* __restrict__ p, const T* __restrict__ q, const float* __restrict__ dLoss,
+    T* dp, T* dq, int64_t n, double factor) {
   const float g = float(factor * *dLoss);
-  walkRows<2, 2, T>({p, q}, dp ? dp : dq, n, int(blockIdx.x * blockDim.x + threadIdx.x), int(gridDim.x * blockDim.x), [&](int64_t j, auto& v) {
+  walkRows<2, 2, T>({p, q}, dp ? dp : dq, n, int(blockIdx.x * blockDim.x + threadIdx.x), int(gridDim.x * blockDim.x),
+      [&](int64_t j, auto& v) {
     constexpr int N = sizeof(v[0]) / sizeof(float);
     float y[N], z[N];
 #pragma unroll

@@ -102,4 +102,6 @@ int32_t gradNorm(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(optimizer, {"adamW", "multi-tensor", nullptr, nullptr, adamW}, {"gradNorm", "multi-tensor", nullptr, gradNormWorkspace, gradNorm})
+MM_CUDA_KERNELS(optimizer,
+    {"adamW", "multi-tensor", nullptr, nullptr, adamW},
+    {"gradNorm", "multi-tensor", nullptr, gradNormWorkspace, gradNorm})

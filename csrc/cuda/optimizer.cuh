@@ -26,11 +26,24 @@ __device__ __forceinline__ void loadAs(const void* p, int32_t dtype, int64_t j, 
   else if (dtype == MM_F16) loadFloats<N>(static_cast<const f16*>(p) + j, v);
   else loadFloats<N>(static_cast<const float*>(p) + j, v);
 }
+// Stores of 4 values at once are said outright, as in storeVector.
+template <int N, class T>
+__device__ __forceinline__ void storeOwn(T* p, const float (&v)[N]) {
+  static_assert(N == 1 || N == 4);
+  if constexpr (N == 1) {
+    *p = fromFloat<T>(v[0]);
+  } else if constexpr (std::is_same_v<T, float>) {
+    storeVector(p, v);
+  } else {
+    const uint32_t w[2] = {pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3])};
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]));
+  }
+}
 template <int N>
 __device__ __forceinline__ void storeAs(void* p, int32_t dtype, int64_t j, const float (&v)[N]) {
-  if (dtype == MM_BF16) storeFloats<N>(static_cast<bf16*>(p) + j, v);
-  else if (dtype == MM_F16) storeFloats<N>(static_cast<f16*>(p) + j, v);
-  else storeFloats<N>(static_cast<float*>(p) + j, v);
+  if (dtype == MM_BF16) storeOwn(static_cast<bf16*>(p) + j, v);
+  else if (dtype == MM_F16) storeOwn(static_cast<f16*>(p) + j, v);
+  else storeOwn(static_cast<float*>(p) + j, v);
 }
 
 struct AdamFactors {
@@ -75,9 +88,9 @@ __device__ __forceinline__ void adamStep(const AdamTable& t, int i, float scale,
       v[u][k] = v[u][k] * f.beta2 + f.rest2 * vg * vg;
       p[u][k] = p[u][k] * f.decay - f.stepSize * m[u][k] / (sqrtf(v[u][k]) * f.inverseRoot + f.eps);
     }
-    storeFloats<N>(t.p[i] + j + u * step, p[u]);
-    storeFloats<N>(t.m[i] + j + u * step, m[u]);
-    storeFloats<N>(t.v[i] + j + u * step, v[u]);
+    storeOwn(t.p[i] + j + u * step, p[u]);
+    storeOwn(t.m[i] + j + u * step, m[u]);
+    storeOwn(t.v[i] + j + u * step, v[u]);
     if (t.copy[i]) storeAs<N>(t.copy[i], t.copyDtype[i], j + u * step, p[u]);
   }
 }
@@ -131,8 +144,8 @@ __global__ void __launch_bounds__(256) gradNormKernel(const __grid_constant__ Gr
 }
 
 // One block of 1024.
-__global__ void __launch_bounds__(1024) gradNormFinishKernel(const double* __restrict__ partial, int64_t parts, double limit, float* __restrict__ norm,
-    float* __restrict__ scale) {
+__global__ void __launch_bounds__(1024) gradNormFinishKernel(const double* __restrict__ partial, int64_t parts, double limit,
+    float* __restrict__ norm, float* __restrict__ scale) {
   __shared__ double scratch[32];
   double sum = 0;
 #pragma unroll 4

@@ -66,27 +66,26 @@ struct SliceLoader {
   static constexpr int kLanes = (ALONG_K ? SLICE : ROWS) / L, kSteps = ROWS * SLICE / L / kPatchThreads;
   static constexpr int kStride = kPatchThreads / kLanes;  // of the other axis from step to step
   static_assert(kPatchThreads % kLanes == 0 && ROWS * SLICE % (L * kPatchThreads) == 0, "a slice is loaded in whole steps");
-  Pack<T, L> value[kSteps];
+  RawVector<T, L> value[kSteps];
 
   // rowOffset: shared memory, of the block's rows. k: the first of the slice.
-  __device__ __forceinline__ void load(const T* p, const CutAxis& kAxis, const int64_t* rowOffset, uint32_t rows, uint32_t k, uint32_t kEnd) {
+  __device__ __forceinline__ void load(const T* p, const CutAxis& kAxis, const int64_t* rowOffset, uint32_t rows, uint32_t k,
+                                       uint32_t kEnd) {
     const uint32_t along = threadIdx.x % kLanes * L, across = threadIdx.x / kLanes;
     const int64_t fixed = ALONG_K ? kAxis.at(k + along) : rowOffset[along];
 #pragma unroll
     for (int s = 0; s < kSteps; s++) {
       const uint32_t other = across + s * kStride;
       const uint32_t row = ALONG_K ? other : along, at = k + (ALONG_K ? along : other);
-      if (row < rows && at < kEnd) value[s] = *reinterpret_cast<const Pack<T, L>*>(p + fixed + (ALONG_K ? rowOffset[row] : kAxis.at(at)));
-      else
-#pragma unroll
-        for (int i = 0; i < L; i++) value[s].v[i] = fromFloat<T>(0.f);
+      value[s].w[0] = 0;  // the zero of every type
+      if (row < rows && at < kEnd) value[s].load(p + fixed + (ALONG_K ? rowOffset[row] : kAxis.at(at)));
     }
   }
   // [row][k] or [k][row] as loaded, rows of `pitch` elements.
   __device__ __forceinline__ void store(T* shared, int pitch) const {
     const int along = threadIdx.x % kLanes * L, across = threadIdx.x / kLanes;
 #pragma unroll
-    for (int s = 0; s < kSteps; s++) *reinterpret_cast<Pack<T, L>*>(shared + (across + s * kStride) * pitch + along) = value[s];
+    for (int s = 0; s < kSteps; s++) value[s].store(shared + (across + s * kStride) * pitch + along);
   }
   // Always [k][row].
   __device__ __forceinline__ void storeByK(T* shared, int pitch) const {
@@ -95,7 +94,7 @@ struct SliceLoader {
 #pragma unroll
     for (int s = 0; s < kSteps; s++) {
       const int other = across + s * kStride;
-      shared[ALONG_K ? along * pitch + other : other * pitch + along] = value[s].v[0];
+      value[s].store(shared + (ALONG_K ? along * pitch + other : other * pitch + along));
     }
   }
 };

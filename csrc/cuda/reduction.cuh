@@ -31,23 +31,46 @@ struct ReduceArgs {
   typename R::Acc* partial;
 };
 
-template <class R, int V>
+// The inputs at U places.
+template <class R, int V, int U>
 struct ReduceLoad {
-  Pack<typename R::In, V> x[R::K];
+  RawVector<typename R::In, V> x[U][R::K];
 
-  __device__ __forceinline__ void load(const ReduceArgs<R>& a, const int64_t (&base)[R::K + R::Targets], uint32_t term) {
-    int64_t offset[R::K];
+  __device__ __forceinline__ void load(const ReduceArgs<R>& a, const int64_t (&base)[R::K + R::Targets], const uint32_t (&term)[U]) {
+    int64_t offset[U][R::K];
 #pragma unroll
-    for (int k = 0; k < R::K; k++) offset[k] = base[k];
+    for (int u = 0; u < U; u++)
+#pragma unroll
+      for (int k = 0; k < R::K; k++) offset[u][k] = base[k];
     a.reduced.add(term, offset);
 #pragma unroll
-    for (int k = 0; k < R::K; k++) x[k] = loadVector<V>(a.in[k] + offset[k], a.still >> k & 1);
-  }
-  __device__ __forceinline__ typename R::Acc term(const R& r, int i, int64_t index) const {
-    typename R::In one[R::K];
+    for (int k = 0; k < R::K; k++) {
+      if (V > 1 && a.still >> k & 1) {
 #pragma unroll
-    for (int k = 0; k < R::K; k++) one[k] = x[k].v[i];
-    return r.term(one, index);
+        for (int u = 0; u < U; u++) x[u][k].loadOne(a.in[k] + offset[u][k]);
+      } else {
+#pragma unroll
+        for (int u = 0; u < U; u++) x[u][k].load(a.in[k] + offset[u][k]);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < R::K; k++)
+      if (V > 1 && a.still >> k & 1)
+#pragma unroll
+        for (int u = 0; u < U; u++) x[u][k].spread();
+  }
+  // The terms of place u; element i has index first + i * step.
+  __device__ __forceinline__ void terms(const R& r, int u, int64_t first, int step, typename R::Acc (&result)[V]) const {
+    typename R::In values[R::K][V];
+#pragma unroll
+    for (int k = 0; k < R::K; k++) x[u][k].unpack(values[k]);
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+      typename R::In one[R::K];
+#pragma unroll
+      for (int k = 0; k < R::K; k++) one[k] = values[k][i];
+      result[i] = r.term(one, first + i * step);
+    }
   }
 };
 
@@ -80,21 +103,21 @@ __global__ void __launch_bounds__(kReduceThreads) reduceInnerKernel(const __grid
 #pragma unroll
   for (int u = 0; u < U; u++) acc[u] = R::identity();
   if (output < a.outputs) {
-    uint32_t t = chunk * a.perChunk + lane;
     const uint32_t end = (chunk + 1) * a.perChunk, stop = end < a.terms ? end : a.terms;
-    ReduceLoad<R, V> x[U];
-    for (; t + (U - 1) * lanes < stop; t += U * lanes) {
+    for (uint32_t t = chunk * a.perChunk + lane; t < stop; t += U * lanes) {
+      uint32_t at[U];
 #pragma unroll
-      for (int u = 0; u < U; u++) x[u].load(a, base, t + u * lanes);
+      for (int u = 0; u < U; u++) at[u] = min(t + u * lanes, stop - 1);
+      ReduceLoad<R, V, U> x;
+      x.load(a, base, at);
 #pragma unroll
-      for (int u = 0; u < U; u++)
+      for (int u = 0; u < U; u++) {
+        if (t + u * lanes >= stop) break;
+        Acc terms[V];
+        x.terms(r, u, a.firstTerm + int64_t(at[u]) * V, 1, terms);
 #pragma unroll
-        for (int i = 0; i < V; i++) acc[u] = R::combine(acc[u], x[u].term(r, i, a.firstTerm + int64_t(t + u * lanes) * V + i));
-    }
-    for (; t < stop; t += lanes) {
-      x[0].load(a, base, t);
-#pragma unroll
-      for (int i = 0; i < V; i++) acc[0] = R::combine(acc[0], x[0].term(r, i, a.firstTerm + int64_t(t) * V + i));
+        for (int i = 0; i < V; i++) acc[u] = R::combine(acc[u], terms[i]);
+      }
     }
   }
 #pragma unroll
@@ -128,21 +151,21 @@ __global__ void __launch_bounds__(kReduceThreads) reduceKeptKernel(const __grid_
 #pragma unroll
   for (int i = 0; i < V; i++) acc[i] = R::identity();
   if (output < a.outputs) {
-    uint32_t t = chunk * a.perChunk + y;
     const uint32_t end = (chunk + 1) * a.perChunk, stop = end < a.terms ? end : a.terms;
-    ReduceLoad<R, V> x[U];
-    for (; t + (U - 1) * height < stop; t += U * height) {
+    for (uint32_t t = chunk * a.perChunk + y; t < stop; t += U * height) {
+      uint32_t at[U];
 #pragma unroll
-      for (int u = 0; u < U; u++) x[u].load(a, base, t + u * height);
+      for (int u = 0; u < U; u++) at[u] = min(t + u * height, stop - 1);
+      ReduceLoad<R, V, U> x;
+      x.load(a, base, at);
 #pragma unroll
-      for (int u = 0; u < U; u++)
+      for (int u = 0; u < U; u++) {
+        if (t + u * height >= stop) break;
+        Acc terms[V];
+        x.terms(r, u, a.firstTerm + at[u], 0, terms);
 #pragma unroll
-        for (int i = 0; i < V; i++) acc[i] = R::combine(acc[i], x[u].term(r, i, a.firstTerm + t + u * height));
-    }
-    for (; t < stop; t += height) {
-      x[0].load(a, base, t);
-#pragma unroll
-      for (int i = 0; i < V; i++) acc[i] = R::combine(acc[i], x[0].term(r, i, a.firstTerm + t));
+        for (int i = 0; i < V; i++) acc[i] = R::combine(acc[i], terms[i]);
+      }
     }
   }
 #pragma unroll
@@ -167,8 +190,9 @@ __global__ void __launch_bounds__(kReduceThreads) reduceKeptKernel(const __grid_
 // partial (outputs, chunks): a group of lanes an output.
 template <class R>
 __global__ void __launch_bounds__(kReduceThreads) reduceFinishKernel(const __grid_constant__ Layout<R::K + R::Targets> kept,
-                                                                     const __grid_constant__ R r, const typename R::Acc* __restrict__ partial,
-                                                                     uint32_t outputs, uint32_t chunks, int32_t lanesLog) {
+                                                                     const __grid_constant__ R r,
+                                                                     const typename R::Acc* __restrict__ partial, uint32_t outputs,
+                                                                     uint32_t chunks, int32_t lanesLog) {
   const uint32_t lanes = 1u << lanesLog, lane = threadIdx.x & (lanes - 1);
   const uint32_t output = blockIdx.x * (kReduceThreads >> lanesLog) + (threadIdx.x >> lanesLog);
   typename R::Acc total = R::identity();

@@ -11,8 +11,8 @@ int32_t looseForward(const MMCall* c) {
   const int64_t rows = rowCount(x), n = lastDim(x);
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, rmsNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x), Weights(in(c, WEIGHT)),
-        data<T>(y), rows, n, float(attrs<Attrs>(c).eps), looseLanes(n));
+    return launch(c, rmsNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x),
+        Weights(in(c, WEIGHT)), data<T>(y), rows, n, float(attrs<Attrs>(c).eps), looseLanes(n));
   });
 }
 
@@ -81,7 +81,8 @@ uint64_t backwardWorkspace(const MMCall* c) {
   if (!hasOut(c, DWEIGHT)) return 0;
   const int64_t n = lastDim(x), v = x.dtype == MM_F32 ? 4 : 8;
   const TeamPlan plan(n, int(v), backwardVectors(n / v));
-  const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * n) * sizeof(float), loose = looseBackwardWorkspace(c);
+  const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * n) * sizeof(float),
+      loose = looseBackwardWorkspace(c);
   return bytes > loose ? bytes : loose;
 }
 
@@ -103,8 +104,8 @@ int32_t backward(const MMCall* c) {
       const int64_t most = plan.mostBlocks(rows, deviceOf(c).multiprocessors), resident = residentBlocks(c, kernel, plan.threads, shared);
       const int64_t blocks = most < resident ? most : resident;
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks)), dim3(plan.threads), shared, data<const T>(x), w, data<const T>(dy), dx, partial,
-          rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launch(c, kernel, dim3(unsigned(blocks)), dim3(plan.threads), shared, data<const T>(x), w, data<const T>(dy),
+          dx, partial, rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
       if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
       return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks, n);
     });
@@ -114,6 +115,8 @@ int32_t backward(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(rms_norm, {"rmsNorm", "registers", fitsForward, nullptr, forward}, {"rmsNorm", "loose", nullptr, nullptr, looseForward},
+MM_CUDA_KERNELS(rms_norm,
+    {"rmsNorm", "registers", fitsForward, nullptr, forward},
+    {"rmsNorm", "loose", nullptr, nullptr, looseForward},
     {"rmsNormBackward", "registers", fitsBackward, backwardWorkspace, backward},
     {"rmsNormBackward", "loose", looseBackwardFits, looseBackwardWorkspace, looseBackward})

@@ -10,7 +10,8 @@
 namespace mm::cuda {
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
+    int lanes) {
   constexpr int V = kVector<T>;
   __shared__ float scratch[R * 32];
   const Team team(lanes);
@@ -54,8 +55,8 @@ __global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, We
 
 // dx may be null. partial (blocks, n) of dw, or null; dynamic shared memory: K V floats a thread where a block has several teams.
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy, T* __restrict__ dx,
-    float* __restrict__ partial, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512) rmsNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
+    T* __restrict__ dx, float* __restrict__ partial, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[2 * R * 32];
@@ -109,7 +110,8 @@ __global__ void __launch_bounds__(512) rmsNormBackwardKernel(const T* __restrict
 }
 
 template <class T>
-__global__ void __launch_bounds__(256) rmsNormLooseKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int64_t n, float eps, int lanes) {
+__global__ void __launch_bounds__(256) rmsNormLooseKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int64_t n,
+    float eps, int lanes) {
   __shared__ float scratch[32];
   const Team team(lanes);
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all()) {
@@ -125,8 +127,8 @@ __global__ void __launch_bounds__(256) rmsNormLooseKernel(const T* __restrict__ 
 
 // partial (teams, n): a row for each team, in which every lane adds up its own columns.
 template <class T>
-__global__ void __launch_bounds__(256) rmsNormBackwardLooseKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy, T* __restrict__ dx,
-    float* __restrict__ partial, int64_t rows, int64_t n, float eps, int lanes) {
+__global__ void __launch_bounds__(256) rmsNormBackwardLooseKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
+    T* __restrict__ dx, float* __restrict__ partial, int64_t rows, int64_t n, float eps, int lanes) {
   __shared__ float scratch[64];
   const Team team(lanes);
   float* dw = partial ? partial + (int64_t(blockIdx.x) * team.count + team.index) * n : nullptr;

@@ -27,8 +27,8 @@ int32_t turnVectors(const MMCall* c, const MMTensorView* const (&x)[2], const MM
                     const float* cos, const float* sin, const int32_t* ids) {
   const RopeOperand<T> q = operand<T>(x[0], y[0]), k = operand<T>(x[1], y[1]);
   const int64_t groups = ceilDiv(q.heads, kRopeHeads) + ceilDiv(k.heads, kRopeHeads);
-  return launch(c, ropeKernel<T, V>, dim3(unsigned(ceilDiv(shape.tokens * (shape.half / V), 128)), unsigned(groups)), dim3(128), 0, q, k, shape,
-                cos, sin, ids);
+  return launch(c, ropeKernel<T, V>, dim3(unsigned(ceilDiv(shape.tokens * (shape.half / V), 128)), unsigned(groups)), dim3(128), 0, q, k,
+                shape, cos, sin, ids);
 }
 
 int32_t turn(const MMCall* c, bool inverse, bool transposed, const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2],
@@ -77,5 +77,6 @@ int32_t ropeTable(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(rope, {"rope", "vectors", nullptr, nullptr, mm::cuda::rope}, {"ropeBackward", "vectors", nullptr, nullptr, mm::cuda::ropeBackward},
+MM_CUDA_KERNELS(rope, {"rope", "vectors", nullptr, nullptr, mm::cuda::rope},
+                {"ropeBackward", "vectors", nullptr, nullptr, mm::cuda::ropeBackward},
                 {"ropeTable", "rows", nullptr, nullptr, mm::cuda::ropeTable})

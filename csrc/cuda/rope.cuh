@@ -29,8 +29,9 @@ struct RopeShape {
 };
 
 template <int V, class T>
-__device__ __forceinline__ void turnHeads(const RopeOperand<T>& o, const RopeShape& shape, int64_t b, int64_t l, int first, int j, bool known,
-                                          const float (&c1)[V], const float (&c2)[V], const float (&s1)[V], const float (&s2)[V]) {
+__device__ __forceinline__ void turnHeads(const RopeOperand<T>& o, const RopeShape& shape, int64_t b, int64_t l, int first, int j,
+                                          bool known, const float (&c1)[V], const float (&c2)[V], const float (&s1)[V],
+                                          const float (&s2)[V]) {
   float x1[kRopeHeads][V], x2[kRopeHeads][V];
   const T* x = o.x + b * o.xStride[0] + l * o.xStride[2] + j;
 #pragma unroll

@@ -10,8 +10,8 @@ int32_t argmaxRows(const MMCall* c, const MMTensorView& x, const MMTensorView& i
   const int lanes = walkLanes(n, rows, deviceOf(c).multiprocessors), threads = lanes == 32 ? 128 : lanes;
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, argmaxKernel<T>, dim3(unsigned(ceilDiv(rows, threads / lanes))), dim3(threads), 0, data<const T>(x), data<int32_t>(index),
-        rowNest<1>({&x}), rows, n, lanes);
+    return launch(c, argmaxKernel<T>, dim3(unsigned(ceilDiv(rows, threads / lanes))), dim3(threads), 0, data<const T>(x),
+        data<int32_t>(index), rowNest<1>({&x}), rows, n, lanes);
   });
 }
 
@@ -26,12 +26,14 @@ int32_t sample(const MMCall* c) {
   const size_t shared = (a.topK > 0 && a.topK < n) || a.topP < 1 ? 2 * kHistogram * sizeof(uint32_t) : 0;
   return dispatchFloat(logits.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, sampleKernel<T>, dim3(unsigned(logits.shape[0])), dim3(kSampleThreads), shared, data<const T>(logits), logits.stride[0],
-        data<int32_t>(out(c, TOKEN)), n, float(1. / a.temperature), a.topK, a.topP, uint64_t(a.seed), uint64_t(a.offset));
+    return launch(c, sampleKernel<T>, dim3(unsigned(logits.shape[0])), dim3(kSampleThreads), shared, data<const T>(logits),
+        logits.stride[0], data<int32_t>(out(c, TOKEN)), n, float(1. / a.temperature), a.topK, a.topP, uint64_t(a.seed), uint64_t(a.offset));
   });
 }
 
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(sampling, {"argmax", "rows", nullptr, nullptr, argmax}, {"sample", "rows", nullptr, nullptr, sample})
+MM_CUDA_KERNELS(sampling,
+    {"argmax", "rows", nullptr, nullptr, argmax},
+    {"sample", "rows", nullptr, nullptr, sample})

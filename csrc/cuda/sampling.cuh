@@ -57,8 +57,8 @@ __device__ __forceinline__ uint64_t largestOf(const T* row, int64_t n, int lane,
 __device__ __forceinline__ int32_t indexOf(uint64_t largest) { return largest ? int32_t(~uint32_t(largest)) : 0; }
 
 template <class T>
-__global__ void __launch_bounds__(1024) argmaxKernel(const T* __restrict__ x, int32_t* __restrict__ index, const __grid_constant__ Nest<1> nest,
-    int64_t rows, int64_t n, int lanes) {
+__global__ void __launch_bounds__(1024) argmaxKernel(const T* __restrict__ x, int32_t* __restrict__ index,
+    const __grid_constant__ Nest<1> nest, int64_t rows, int64_t n, int lanes) {
   __shared__ uint64_t scratch[32];
   const Team team(lanes);
   const int64_t row = int64_t(blockIdx.x) * team.count + team.index;
@@ -271,8 +271,8 @@ struct SampleRow {
 
 // A block a row. Dynamic shared memory: 2 kHistogram words where there is a limit.
 template <class T>
-__global__ void __launch_bounds__(kSampleThreads) sampleKernel(const T* __restrict__ logits, int64_t stride, int32_t* __restrict__ token, int32_t n, float scale,
-    int64_t topK, double topP, uint64_t seed, uint64_t offset) {
+__global__ void __launch_bounds__(kSampleThreads) sampleKernel(const T* __restrict__ logits, int64_t stride, int32_t* __restrict__ token,
+    int32_t n, float scale, int64_t topK, double topP, uint64_t seed, uint64_t offset) {
   extern __shared__ uint32_t histogram[];
   __shared__ SampleShared shared;
   const T* row = logits + blockIdx.x * stride;
@@ -288,7 +288,8 @@ __global__ void __launch_bounds__(kSampleThreads) sampleKernel(const T* __restri
   if (topK > 0 && topK < n) kept = sampler.keepUntil(kept, uint64_t(topK), [](float) { return uint64_t(1); });
   const auto amount = [&](int32_t t, float x) { return kept(sampler.keyOf(x), t) ? sampler.massOf(x) : uint64_t(0); };
   if (topP < 1) {
-    const uint64_t total = sampler.total(amount), wanted = uint64_t(ceil(topP * double(total))), goal = wanted < 1 ? 1 : wanted < total ? wanted : total;
+    const uint64_t total = sampler.total(amount), wanted = uint64_t(ceil(topP * double(total))),
+        goal = wanted < 1 ? 1 : wanted < total ? wanted : total;
     kept = sampler.keepUntil(Kept(kept), goal, [&](float x) { return sampler.massOf(x); });
   }
   const uint64_t u = philox(seed, offset, blockIdx.x) >> 8;  // 24 bits

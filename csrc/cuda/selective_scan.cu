@@ -57,7 +57,8 @@ int32_t forward(const MMCall* c) {
     v.in.shape = shape;
     const uint32_t bytes = ScanForwardShared<T>(nullptr, shape, plan.blocks.channels, has(c, Z)).bytes;
     return dispatchBool(shape.variesB && shape.variesC, [&](auto varies) {
-      return launch(c, selectiveScanFwdKernel<T, decltype(varies)::value>, scanGrid(shape, shape.chunks), dim3(plan.blocks.channels), bytes, v);
+      return launch(c, selectiveScanFwdKernel<T, decltype(varies)::value>, scanGrid(shape, shape.chunks), dim3(plan.blocks.channels),
+          bytes, v);
     });
   });
 }

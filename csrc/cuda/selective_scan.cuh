@@ -12,32 +12,12 @@
 // its sum of steps (which gives its decay), a small kernel chains them, and the chunks run at once from their true starts.
 #pragma once
 #include "cuda/common/mma.cuh"
-#include "cuda/kernel.cuh"
+#include "cuda/half_math.cuh"
 #include "ops/selective_scan.h"
 
 namespace mm::cuda {
 
-constexpr int kScanSteps = 16;                            // that are held in registers
-constexpr float kScanLog2e = 1.44269504f, kScanLn2 = 0.693147181f;  // A is natural, steps are kept times log2(e)
-
-__device__ __forceinline__ float scanExp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-template <class T>
-__device__ __forceinline__ float scanSigmoid(float v) {
-  if constexpr (std::is_same_v<T, float>) return 1.f / (1.f + expf(-v));
-  else return __fdividef(1.f, 1.f + __expf(-v));
-}
-template <class T>
-__device__ __forceinline__ float scanSoftplus(float v) {
-  if constexpr (std::is_same_v<T, float>) return v > 20.f ? v : log1pf(expf(v));
-  else {
-    const float e = __expf(v);
-    return v > 20.f ? v : e < 0.01f ? e * fmaf(e, fmaf(e, 1.f / 3.f, -0.5f), 1.f) : __logf(1.f + e);
-  }
-}
+constexpr int kScanSteps = 16;  // that are held in registers; times log2(e), while A is as given
 
 // ---- operands
 
@@ -56,7 +36,8 @@ struct ScanParameter {
   int32_t dtype;
 
   __device__ __forceinline__ float at(int64_t i) const {
-    return dtype == MM_F32 ? static_cast<const float*>(data)[i] : dtype == MM_BF16 ? toFloat(static_cast<const bf16*>(data)[i]) : toFloat(static_cast<const f16*>(data)[i]);
+    return dtype == MM_F32 ? static_cast<const float*>(data)[i] : dtype == MM_BF16 ? toFloat(static_cast<const bf16*>(data)[i])
+        : toFloat(static_cast<const f16*>(data)[i]);
   }
 };
 
@@ -104,7 +85,8 @@ template <class T, int STEPS>
 struct ScanTile {
   static constexpr int kPieces = STEPS * int(sizeof(T)) / 16, kEach = 16 / int(sizeof(T)), kBytes = STEPS * int(sizeof(T));
 
-  static __device__ __forceinline__ uint32_t at(int row, int t) { return swizzled<kPieces>(row, t / kEach) + uint32_t(t % kEach) * uint32_t(sizeof(T)); }
+  static __device__ __forceinline__ uint32_t at(int row, int t) { return swizzled<kPieces>(row,
+      t / kEach) + uint32_t(t % kEach) * uint32_t(sizeof(T)); }
   static __device__ __forceinline__ T& element(char* tile, int row, int t) { return *reinterpret_cast<T*>(tile + at(row, t)); }
 };
 
@@ -177,13 +159,15 @@ __device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, c
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
   const T* p = static_cast<const T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
-  if (v.access != ScanAccess::steps) return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
+  if (v.access != ScanAccess::steps) return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels,
+      place.valid, left);
   const int piece = lane % P, there = left - piece * E, bytes = (there <= 0 ? 0 : there < E ? there : E) * int(sizeof(T));
 #pragma unroll
   for (int k = 0; k < P; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
     const bool valid = row < place.valid && bytes > 0;
-    copyAsyncPart(sharedAddress(tile) + swizzled<P>(row, piece), valid ? static_cast<const void*>(p + row * v.channel + piece * E) : v.data, valid ? bytes : 0);
+    copyAsyncPart(sharedAddress(tile) + swizzled<P>(row, piece), valid ? static_cast<const void*>(p + row * v.channel + piece * E)
+        : v.data, valid ? bytes : 0);
   }
 }
 
@@ -192,7 +176,8 @@ __device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, 
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
   T* p = static_cast<T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
-  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
+  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels,
+      place.valid, left);
   const int piece = lane % P, there = left - piece * E;
 #pragma unroll
   for (int k = 0; k < P; k++) {
@@ -210,19 +195,22 @@ __device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, 
 
 // Brings the lines of a later tile near; they are asked for while this one is worked on.
 __device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes) {
-  if (v.access == ScanAccess::steps && int(threadIdx.x) < place.valid)
-    prefetchLine(static_cast<const char*>(v.data) + (place.b * v.batch + (place.channel + threadIdx.x) * v.channel + t * v.time) * elementBytes);
+  if (v.access != ScanAccess::steps || int(threadIdx.x) >= place.valid) return;
+  const int64_t at = place.b * v.batch + (place.channel + threadIdx.x) * v.channel + t * v.time;
+  prefetchLine(static_cast<const char*>(v.data) + at * elementBytes);
 }
 
 // [state][step] of B or C (B, G, N, L), read by the whole block
 template <class T, int STEPS>
-__device__ __forceinline__ void loadScanStates(T* tile, const ScanParameter& v, const ScanShape& shape, const ScanPlace& place, int64_t t, int left) {
+__device__ __forceinline__ void loadScanStates(T* tile, const ScanParameter& v, const ScanShape& shape, const ScanPlace& place, int64_t t,
+    int left) {
   constexpr int P = STEPS * int(sizeof(T)) / 16, E = 16 / int(sizeof(T));
   const T* p = static_cast<const T*>(v.data) + ((place.b * shape.groups + place.group) * shape.states + shape.first) * shape.length + t;
   if (shape.wholeRows) {
     for (int i = threadIdx.x; i < shape.count * P; i += blockDim.x) {
       const int n = i / P, piece = i % P, there = left - piece * E;
-      copyAsyncPart(sharedAddress(tile + n * STEPS + piece * E), there > 0 ? static_cast<const void*>(p + n * shape.length + piece * E) : v.data, there > 0 ? E * int(sizeof(T)) : 0);
+      copyAsyncPart(sharedAddress(tile + n * STEPS + piece * E), there > 0 ? static_cast<const void*>(p + n * shape.length + piece * E)
+          : v.data, there > 0 ? E * int(sizeof(T)) : 0);
     }
   } else {
     for (int i = threadIdx.x; i < shape.count * STEPS; i += blockDim.x) {
@@ -239,7 +227,7 @@ __device__ __forceinline__ void readScanSteps(const char* tile, int t, float (&o
 #pragma unroll
   for (int k = 0; k < kScanSteps / E; k++) {
     float part[E];
-    loadFloats<E>(reinterpret_cast<const T*>(tile + swizzled<P>(threadIdx.x, t / E + k)), part);
+    loadPacked<E>(reinterpret_cast<const T*>(tile + swizzled<P>(threadIdx.x, t / E + k)), part);
 #pragma unroll
     for (int i = 0; i < E; i++) out[k * E + i] = part[i];
   }
@@ -252,7 +240,7 @@ __device__ __forceinline__ void writeScanSteps(char* tile, int t, const float (&
     float part[E];
 #pragma unroll
     for (int i = 0; i < E; i++) part[i] = in[k * E + i];
-    storeFloats<E>(reinterpret_cast<T*>(tile + swizzled<P>(threadIdx.x, t / E + k)), part);
+    storePacked<E>(reinterpret_cast<T*>(tile + swizzled<P>(threadIdx.x, t / E + k)), part);
   }
 }
 // 16 steps of B or C for one state: a row of the tile, or the channel's constant
@@ -263,7 +251,7 @@ __device__ __forceinline__ void readScanState(bool varies, const T* row, float c
 #pragma unroll
     for (int k = 0; k < kScanSteps / E; k++) {
       float part[E];
-      loadFloats<E>(row + k * E, part);
+      loadPacked<E>(row + k * E, part);
 #pragma unroll
       for (int i = 0; i < E; i++) out[k * E + i] = part[i];
     }
@@ -281,9 +269,9 @@ __device__ __forceinline__ void readScanDeltas(const char* tile, int t, float bi
   for (int i = 0; i < kScanSteps; i++) step[i] += bias;
   if (softplus)
 #pragma unroll
-    for (int i = 0; i < kScanSteps; i++) step[i] = scanSoftplus<T>(step[i]);
+    for (int i = 0; i < kScanSteps; i++) step[i] = softplusFor<T>(step[i]);
 #pragma unroll
-  for (int i = 0; i < kScanSteps; i++) step[i] *= kScanLog2e;
+  for (int i = 0; i < kScanSteps; i++) step[i] *= kLog2e;
   if (left < t + kScanSteps)
 #pragma unroll
     for (int i = 0; i < kScanSteps; i++)
@@ -357,7 +345,8 @@ __global__ void __launch_bounds__(128, 3) selectiveScanFwdKernel(const ScanForwa
   if (m.constB) fillScanParameter(m.constB, v.in.b, shape, place);
   if (m.constC) fillScanParameter(m.constC, v.in.c, shape, place);
   for (int n = 0; n < shape.count; n++)
-    scanSlot(m.s, n) = v.starts && active ? v.starts[place.at(shape, int64_t(place.chunk) * shape.states + shape.first + n, int64_t(shape.chunks) * shape.states)] : 0.f;
+    scanSlot(m.s, n) = v.starts && active ? v.starts[place.at(shape, int64_t(place.chunk) * shape.states + shape.first + n,
+        int64_t(shape.chunks) * shape.states)] : 0.f;
   const float bias = v.in.bias.data && active ? v.in.bias.at(d) : 0.f, skip = v.in.d.data && active ? v.in.d.at(d) : 0.f;
 
   for (int64_t t = place.begin; t < place.end; t += STEPS) {
@@ -384,7 +373,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanFwdKernel(const ScanForwa
 #pragma unroll
       for (int i = 0; i < kScanSteps; i++) {
         y[i] = skip * du[i];
-        du[i] *= step[i] * kScanLn2;
+        du[i] *= step[i] * kLn2;
       }
       if (!opens && active)
 #pragma unroll
@@ -398,7 +387,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanFwdKernel(const ScanForwa
         readScanState<T, VARIES>(shape.variesC, m.c + n * STEPS + sub, VARIES || shape.variesC ? 0.f : scanSlot(m.constC, n), c);
 #pragma unroll
         for (int i = 0; i < kScanSteps; i++) {
-          s = fmaf(scanExp2(step[i] * a), s, du[i] * b[i]);
+          s = fmaf(exp2Approximate(step[i] * a), s, du[i] * b[i]);
           y[i] = fmaf(c[i], s, y[i]);
         }
         scanSlot(m.s, n) = s;
@@ -414,7 +403,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanFwdKernel(const ScanForwa
         float z[kScanSteps];
         readScanSteps<T, STEPS>(m.z, sub, z);
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) y[i] *= z[i] * scanSigmoid<T>(z[i]);
+        for (int i = 0; i < kScanSteps; i++) y[i] *= z[i] * sigmoidFor<T>(z[i]);
       }
       writeScanSteps<T, STEPS>(m.u, sub, y);
     }
@@ -509,14 +498,14 @@ __global__ void __launch_bounds__(128, 3) selectiveScanSweepKernel(const ScanSwe
       readScanDeltas<T, STEPS>(m.delta, sub, bias, shape.softplus, left, step);
       readScanSteps<T, STEPS>(m.u, sub, du);
 #pragma unroll
-      for (int i = 0; i < kScanSteps; i++) du[i] *= step[i] * kScanLn2;
+      for (int i = 0; i < kScanSteps; i++) du[i] *= step[i] * kLn2;
       if (REVERSE) {
         readScanSteps<T, STEPS>(m.dOut, sub, dy);
         if (m.z) {
           float z[kScanSteps];
           readScanSteps<T, STEPS>(m.z, sub, z);
 #pragma unroll
-          for (int i = 0; i < kScanSteps; i++) dy[i] *= z[i] * scanSigmoid<T>(z[i]);
+          for (int i = 0; i < kScanSteps; i++) dy[i] *= z[i] * sigmoidFor<T>(z[i]);
         }
       }
       if (keeps && v.borderSums) v.borderSums[place.at(shape, border, borders)] = sum;
@@ -532,7 +521,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanSweepKernel(const ScanSwe
         }
 #pragma unroll
         for (int i = 0; i < kScanSteps; i++) {
-          const float e = scanExp2(step[i] * a);
+          const float e = exp2Approximate(step[i] * a);
           s = fmaf(e, s, du[i] * b[i]);
           if (REVERSE) {
             decay *= e;
@@ -558,14 +547,15 @@ __global__ void __launch_bounds__(128, 3) selectiveScanSweepKernel(const ScanSwe
 // Chains the chunks, a thread a (batch, state, channel): `states` turns from the chunks' own last states to the states before
 // them, `back` from the gradients before the chunks to those behind them. The last chunk's `states` and the first one's `back`
 // are not read.
-static __global__ void __launch_bounds__(128) selectiveScanChainKernel(const ScanShape shape, const ScanParameter a, const float* __restrict__ sums, float* __restrict__ states,
+static __global__ void __launch_bounds__(128) selectiveScanChainKernel(const ScanShape shape, const ScanParameter a,
+    const float* __restrict__ sums, float* __restrict__ states,
     float* __restrict__ back, const float* __restrict__ dLastState) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= shape.batch * shape.states * shape.channels) return;
   const int64_t row = i / shape.channels, d = i - row * shape.channels, b = row / shape.states, n = row - b * shape.states;
   const float rate = a.at(d * shape.states + n);
   const auto at = [&](int64_t chunk) { return ((b * shape.chunks + chunk) * shape.states + n) * shape.channels + d; };
-  const auto decay = [&](int64_t chunk) { return scanExp2(rate * sums[(b * shape.chunks + chunk) * shape.channels + d]); };
+  const auto decay = [&](int64_t chunk) { return exp2Approximate(rate * sums[(b * shape.chunks + chunk) * shape.channels + d]); };
   float s = 0.f;
   for (int chunk = 0; chunk < shape.chunks; chunk++) {
     const float next = chunk + 1 < shape.chunks ? fmaf(decay(chunk), s, states[at(chunk)]) : 0.f;
@@ -669,11 +659,14 @@ int32_t launchScanSweep(const MMCall* c, const ScanSweep& v, int channels, int64
   const ScanShape& shape = v.in.shape;
   const uint32_t bytes = ScanSweepShared<T>(nullptr, shape, channels, REVERSE, v.in.z.data).bytes;
   return dispatchBool(shape.variesB && shape.variesC,
-      [&](auto varies) { return launch(c, selectiveScanSweepKernel<T, decltype(varies)::value, REVERSE>, scanGrid(shape, chunks), dim3(channels), bytes, v); });
+      [&](auto varies) { return launch(c, selectiveScanSweepKernel<T, decltype(varies)::value, REVERSE>, scanGrid(shape, chunks),
+          dim3(channels), bytes, v); });
 }
 
-inline int32_t launchScanChain(const MMCall* c, const ScanShape& v, const ScanParameter& a, const float* sums, float* states, float* back, const float* dLastState) {
-  return launch(c, selectiveScanChainKernel, dim3(unsigned(ceilDiv(v.batch * v.states * v.channels, 128))), dim3(128), 0, v, a, sums, states, back, dLastState);
+inline int32_t launchScanChain(const MMCall* c, const ScanShape& v, const ScanParameter& a, const float* sums, float* states, float* back,
+    const float* dLastState) {
+  return launch(c, selectiveScanChainKernel, dim3(unsigned(ceilDiv(v.batch * v.states * v.channels, 128))), dim3(128), 0, v, a, sums,
+      states, back, dLastState);
 }
 
 }  // namespace mm::cuda

@@ -18,7 +18,8 @@ struct Plan {
         blocks(deviceOf(c), shape.perGroup, shape.states, 256, [&](int channels, int count) {
           ScanShape v = shape;
           v.count = count;
-          const int64_t walk = ScanBackwardShared<T>(nullptr, v, channels, has(c, Z)).bytes, sweep = ScanSweepShared<T>(nullptr, v, channels, true, has(c, Z)).bytes;
+          const int64_t walk = ScanBackwardShared<T>(nullptr, v, channels, has(c, Z)).bytes,
+              sweep = ScanSweepShared<T>(nullptr, v, channels, true, has(c, Z)).bytes;
           return walk > sweep ? walk : sweep;
         }) {
     shape.blocks = int32_t(ceilDiv(shape.perGroup, blocks.channels));
@@ -29,7 +30,8 @@ struct Plan {
     if (!shape.variesB) rowB = rows, rows += shape.states;
     if (!shape.variesC) rowC = rows, rows += shape.states;
     rowD = rows, rows += 2;
-    const int64_t perStep = shape.states * shape.channels, borderCount = shape.batch * ceilDiv(shape.length, kScanBorder), chunked = shape.chunks > 1 ? shape.batch * shape.chunks : 0;
+    const int64_t perStep = shape.states * shape.channels, borderCount = shape.batch * ceilDiv(shape.length, kScanBorder),
+        chunked = shape.chunks > 1 ? shape.batch * shape.chunks : 0;
     const int64_t projection = shape.batch * shape.groups * shape.blocks * shape.states * shape.length;
     ends = s.take<float>(chunked * perStep), back = s.take<float>(chunked * perStep), sums = s.take<float>(chunked * shape.channels);
     borders = s.take<float>(borderCount * perStep), borderSums = s.take<float>(chunked ? borderCount * shape.channels : 0);
@@ -81,7 +83,8 @@ int32_t backward(const MMCall* c) {
     v.in.shape = pass;
     const uint32_t bytes = ScanBackwardShared<T>(nullptr, pass, channels, has(c, Z)).bytes;
     return dispatchBool(shape.variesB && shape.variesC,
-        [&](auto varies) { return launch(c, selectiveScanBwdKernel<T, decltype(varies)::value>, scanGrid(pass, pass.chunks), dim3(channels), bytes, v); });
+        [&](auto varies) { return launch(c, selectiveScanBwdKernel<T, decltype(varies)::value>, scanGrid(pass, pass.chunks),
+            dim3(channels), bytes, v); });
   });
   if (status != MM_OK) return status;
 
@@ -90,7 +93,8 @@ int32_t backward(const MMCall* c) {
   if (shape.variesC && hasOut(c, DC)) projections.partial[1] = plan.partialC, projections.out[1] = data<T>(out(c, DC));
   if (projections.out[0] || projections.out[1]) {
     const int64_t inner = shape.states * shape.length, groups = shape.batch * shape.groups;
-    status = launch(c, selectiveScanProjectionKernel<T>, dim3(unsigned(ceilDiv(groups * inner, 256)), 2), dim3(256), 0, projections, groups, shape.blocks, inner);
+    status = launch(c, selectiveScanProjectionKernel<T>, dim3(unsigned(ceilDiv(groups * inner, 256)), 2), dim3(256), 0, projections,
+        groups, shape.blocks, inner);
     if (status != MM_OK) return status;
   }
   ScanParameterSums parameters = {};
@@ -104,8 +108,8 @@ int32_t backward(const MMCall* c) {
   add(DD, plan.rowD, 1);
   add(DDELTA_BIAS, plan.rowD + 1, 1);
   if (!k) return MM_OK;
-  return launch(c, selectiveScanParameterKernel, dim3(unsigned(ceilDiv(plan.rows * shape.channels, 32))), dim3(256), 0, parameters, plan.partial, shape.batch * shape.chunks, plan.rows,
-      shape.channels);
+  return launch(c, selectiveScanParameterKernel, dim3(unsigned(ceilDiv(plan.rows * shape.channels, 32))), dim3(256), 0, parameters,
+      plan.partial, shape.batch * shape.chunks, plan.rows, shape.channels);
 }
 
 uint64_t workspace(const MMCall* c) {

@@ -7,77 +7,74 @@
 // the 16 steps back. Only the first half of a tile is walked once more, for the state in its middle. What a state and channel
 // need between two visits (A, ds, dA) lies in shared memory, so that the loop over states is rolled and N is any number.
 //
-// dB and dC are sums over channels, thus over lanes: of 16 steps of both at once. For bf16 and f16 by tensor cores: 32 values are
-// the B operands of 16 products with rows of a unit matrix (tf32, f32 accumulators), 2 instructions a value instead of 8; for f32
-// by shuffles. Warps are added in shared memory, blocks of channels through the workspace, all in a fixed order.
+// dB and dC are sums over channels, thus over lanes: of 16 steps of both at once. For f32 by shuffles, 124 instructions for the 32
+// sums; for bf16 and f16 by tensor cores, 36: the values are operands of tf32 products (f32 sums) that add four lanes and place
+// the sums in one tile. Warps are added in shared memory, blocks of channels through the workspace, all in a fixed order. (A value
+// that is not finite makes NaN of the tf32 sums of its 16 steps.)
 #pragma once
 #include "cuda/selective_scan.cuh"
 
 namespace mm::cuda {
 
-// Lane l gets the sum over the warp of value scanLane<T>(l) of 32: b[0..15], c[0..15].
-template <class T>
-__device__ __forceinline__ int scanLane(int lane) {
-  if constexpr (std::is_same_v<T, float>) return lane;
-  else return (lane & 2 ? 16 : 0) + lane / 4 + (lane & 1 ? 8 : 0);
-}
-
-// One exchange of a transposing reduction: N values of two lanes that differ in `bit` become N / 2 sums each.
+// One exchange of a transposing reduction: N values of two lanes that differ in `bit` become N / 2 sums each, of the first half of
+// the values in the lower lane.
 template <int N>
-__device__ __forceinline__ void foldLanes(float (&v)[N], int lane, int bit) {
+__device__ __forceinline__ void foldLanes(const float (&v)[N], int lane, int bit, float (&sums)[N / 2]) {
   const bool upper = lane & bit;
 #pragma unroll
   for (int i = 0; i < N / 2; i++) {
     const float keep = upper ? v[i + N / 2] : v[i], send = upper ? v[i] : v[i + N / 2];
-    v[i] = keep + __shfl_xor_sync(0xffffffffu, send, bit);
+    sums[i] = keep + __shfl_xor_sync(0xffffffffu, send, bit);
   }
 }
 
-// c += a b with a row-major 16x8, b 8x8; the operands' low mantissa bits are not read.
-__device__ __forceinline__ void mmaTf32(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, float b0, float b1) {
+// c += a b with a row-major 16x8, b 8x8. Fragments: a (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b (t, g), (t + 4, g);
+// c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), g = lane / 4, t = lane % 4. Of a and b the low 13 bits are not read.
+__device__ __forceinline__ void mmaTf32(float (&c)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+               : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+                   "r"(__float_as_uint(b0)),
+                 "r"(__float_as_uint(b1)));
 }
 
+// Sums over the warp of 16 + 16 values; lane l gets that of value scanLane<T>(l), where c's come behind b's.
+template <class T>
+__device__ __forceinline__ int scanLane(int lane) {
+  if constexpr (std::is_same_v<T, float>) return lane;
+  else return (lane & 24) + lane % 4 * 2 + (lane & 4 ? 1 : 0);
+}
 template <class T>
 __device__ __forceinline__ float sumScanLanes(const float (&b)[kScanSteps], const float (&c)[kScanSteps]) {
   const int lane = threadIdx.x % 32;
+  float v2[2], sum[1];
   if constexpr (std::is_same_v<T, float>) {
-    float v[32];
+    float v32[32], v16[16], v8[8], v4[4];
 #pragma unroll
-    for (int i = 0; i < 16; i++) v[i] = b[i], v[16 + i] = c[i];
-    float v16[16], v8[8], v4[4], v2[2];
-    foldLanes(v, lane, 16);
-#pragma unroll
-    for (int i = 0; i < 16; i++) v16[i] = v[i];
-    foldLanes(v16, lane, 8);
-#pragma unroll
-    for (int i = 0; i < 8; i++) v8[i] = v16[i];
-    foldLanes(v8, lane, 4);
-#pragma unroll
-    for (int i = 0; i < 4; i++) v4[i] = v8[i];
-    foldLanes(v4, lane, 2);
-    v2[0] = v4[0], v2[1] = v4[1];
-    foldLanes(v2, lane, 1);
-    return v2[0];
+    for (int i = 0; i < 16; i++) v32[i] = b[i], v32[16 + i] = c[i];
+    foldLanes(v32, lane, 16, v16);
+    foldLanes(v16, lane, 8, v8);
+    foldLanes(v8, lane, 4, v4);
+    foldLanes(v4, lane, 2, v2);
+    foldLanes(v2, lane, 1, sum);
   } else {
-    // Product i adds the values i and i + 8 of all lanes: they are rows k < 4 and k >= 4 of b, whose column is lane / 4, and row i
-    // of a is one for k < 4, row i + 8 for k >= 4. So step m of lane group g ends in row m, column g.
+    // Product i adds four values over the four lanes of a group: its second operand is one in column 2i for k < 4 and in column
+    // 2i + 1 for k >= 4, so that they end in these columns, of rows g and g + 8.
     float sumB[4] = {}, sumC[4] = {};
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-      const uint32_t one = lane / 4 == i ? 0x3f800000u : 0u;
-      mmaTf32(sumB, one, 0u, 0u, one, b[i], b[i + 8]);
-      mmaTf32(sumC, one, 0u, 0u, one, c[i], c[i + 8]);
+    for (int i = 0; i < 4; i++) {
+      const float even = lane / 4 == 2 * i ? 1.f : 0.f, odd = lane / 4 == 2 * i + 1 ? 1.f : 0.f;
+      mmaTf32(sumB, b[2 * i], b[2 * i + 8], b[2 * i + 1], b[2 * i + 9], even, odd);
+      mmaTf32(sumC, c[2 * i], c[2 * i + 8], c[2 * i + 1], c[2 * i + 9], even, odd);
     }
-    // Lane 4 r + j holds columns 2j, 2j + 1 of rows r and r + 8: the four lanes of a row share the four sums out.
-    float v[4] = {sumB[0] + sumB[1], sumB[2] + sumB[3], sumC[0] + sumC[1], sumC[2] + sumC[3]};
-    foldLanes(v, lane, 2);
-    float v2[2] = {v[0], v[1]};
-    foldLanes(v2, lane, 1);
-    return v2[0];
+    // Lane 4g + t holds steps 2t, 2t + 1, 2t + 8, 2t + 9 of both, to be added over the groups g.
+    const float v8[8] = {sumB[0], sumB[1], sumB[2], sumB[3], sumC[0], sumC[1], sumC[2], sumC[3]};
+    float v4[4];
+    foldLanes(v8, lane, 16, v4);
+    foldLanes(v4, lane, 8, v2);
+    foldLanes(v2, lane, 4, sum);
   }
+  return sum[0];
 }
 
 struct ScanBackward {
@@ -102,7 +99,8 @@ struct ScanBackwardShared {
   __host__ __device__ __forceinline__ ScanBackwardShared(char* base, const ScanShape& v, int channels, bool gated) {
     ScanShared shared{base, 0};
     const int tile = channels * ScanTile<T, kScanBorder>::kBytes, slots = v.count * channels;
-    u = shared.take<char>(true, tile), delta = shared.take<char>(true, tile), dOut = shared.take<char>(true, tile), z = shared.take<char>(gated, tile);
+    u = shared.take<char>(true, tile), delta = shared.take<char>(true, tile), dOut = shared.take<char>(true, tile),
+        z = shared.take<char>(gated, tile);
     b = shared.take<T>(v.variesB, v.count * kScanBorder), c = shared.take<T>(v.variesC, v.count * kScanBorder);
     for (float** slot : {&a, &ds, &da, &border, &middle}) *slot = shared.take<float>(true, slots);
     constB = shared.take<float>(!v.variesB, slots), db = shared.take<float>(!v.variesB, slots);
@@ -121,14 +119,16 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
   const ScanPlace place(shape);
   const bool active = int(threadIdx.x) < place.valid, opens = shape.first == 0, closes = shape.first + shape.count == shape.states;
   const bool wantsY = v.dZ.data, wantsSums = v.partialB || v.partialC;
-  const int64_t d = place.channel + threadIdx.x, chunkRow = int64_t(place.chunk) * shape.states + shape.first, chunkRows = int64_t(shape.chunks) * shape.states;
+  const int64_t d = place.channel + threadIdx.x, chunkRow = int64_t(place.chunk) * shape.states + shape.first,
+      chunkRows = int64_t(shape.chunks) * shape.states;
   const int64_t borders = (shape.length + STEPS - 1) / STEPS, plane = shape.batch * shape.length * shape.channels;
   fillScanParameter(m.a, v.in.a, shape, place);
   if (m.constB) fillScanParameter(m.constB, v.in.b, shape, place);
   if (m.constC) fillScanParameter(m.constC, v.in.c, shape, place);
   for (int n = 0; n < shape.count; n++) {
     const int64_t last = (place.b * shape.channels + d) * shape.states + shape.first + n;
-    scanSlot(m.ds, n) = !active ? 0.f : v.carries ? v.carries[place.at(shape, chunkRow + n, chunkRows)] : v.dLastState ? v.dLastState[last] : 0.f;
+    scanSlot(m.ds, n) = !active ? 0.f : v.carries ? v.carries[place.at(shape, chunkRow + n, chunkRows)] : v.dLastState
+        ? v.dLastState[last] : 0.f;
     scanSlot(m.da, n) = 0.f;
     if (m.db) scanSlot(m.db, n) = 0.f;
     if (m.dc) scanSlot(m.dc, n) = 0.f;
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
       const float sum = v.starts && active ? v.borderSums[place.at(shape, tile, borders)] : 0.f;
       for (int n = 0; n < shape.count; n++) {
         float s = active ? v.borders[place.at(shape, tile * shape.states + shape.first + n, borders * shape.states)] : 0.f;
-        if (v.starts && active) s = fmaf(scanExp2(sum * scanSlot(m.a, n)), v.starts[place.at(shape, chunkRow + n, chunkRows)], s);
+        if (v.starts && active) s = fmaf(exp2Approximate(sum * scanSlot(m.a, n)), v.starts[place.at(shape, chunkRow + n, chunkRows)], s);
         scanSlot(m.border, n) = s;
       }
     }
@@ -168,14 +168,14 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
       readScanDeltas<T, STEPS>(m.delta, 0, bias, shape.softplus, left, step);
       readScanSteps<T, STEPS>(m.u, 0, du);
 #pragma unroll
-      for (int i = 0; i < kScanSteps; i++) du[i] *= step[i] * kScanLn2;
+      for (int i = 0; i < kScanSteps; i++) du[i] *= step[i] * kLn2;
 #pragma unroll 2
       for (int n = 0; n < shape.count; n++) {
         const float a = scanSlot(m.a, n);
         float s = scanSlot(m.border, n), b[kScanSteps];
         readScanState<T, VARIES>(shape.variesB, m.b + n * STEPS, VARIES || shape.variesB ? 0.f : scanSlot(m.constB, n), b);
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) s = fmaf(scanExp2(step[i] * a), s, du[i] * b[i]);
+        for (int i = 0; i < kScanSteps; i++) s = fmaf(exp2Approximate(step[i] * a), s, du[i] * b[i]);
         scanSlot(m.middle, n) = s;
       }
     }
@@ -190,14 +190,14 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
 #pragma unroll
       for (int i = 0; i < kScanSteps; i++) {
         y[i] = skip * du[i];
-        du[i] *= step[i] * kScanLn2;
+        du[i] *= step[i] * kLn2;
         stepU[i] = dStep[i] = 0.f;
       }
       if (m.z) {
         float z[kScanSteps];
         readScanSteps<T, STEPS>(m.z, sub, z);
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) dy[i] *= z[i] * scanSigmoid<T>(z[i]);
+        for (int i = 0; i < kScanSteps; i++) dy[i] *= z[i] * sigmoidFor<T>(z[i]);
       }
       if (!opens && active)
 #pragma unroll
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
         readScanState<T, VARIES>(shape.variesC, m.c + n * STEPS + sub, VARIES || shape.variesC ? 0.f : scanSlot(m.constC, n), c);
 #pragma unroll
         for (int i = 0; i < kScanSteps; i++) {
-          decay[i] = scanExp2(step[i] * a);
+          decay[i] = exp2Approximate(step[i] * a);
           s[i] = fmaf(decay[i], i ? s[i - 1] : before, du[i] * b[i]);
         }
         if (wantsY)
@@ -255,8 +255,8 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
           for (int warp = 0; warp < int(blockDim.x / 32); warp++) total += sums[warp * shape.count * 32 + i];
           const int n = i / 32, step16 = i % 16;
           float* to = i % 32 < 16 ? v.partialB : v.partialC;
-          if (to && sub + step16 < left)
-            to[(((place.b * shape.groups + place.group) * shape.blocks + place.block) * shape.states + shape.first + n) * shape.length + t + sub + step16] = total;
+          const int64_t row = (place.b * shape.groups + place.group) * shape.blocks + place.block;
+          if (to && sub + step16 < left) to[(row * shape.states + shape.first + n) * shape.length + t + sub + step16] = total;
         }
       }
       if (!closes) {
@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
         readScanSteps<T, STEPS>(m.dOut, sub, up);
 #pragma unroll
         for (int i = 0; i < kScanSteps; i++) {
-          const float gate = scanSigmoid<T>(z[i]);
+          const float gate = sigmoidFor<T>(z[i]);
           z[i] = up[i] * y[i] * gate * fmaf(z[i], 1.f - gate, 1.f);
         }
         writeScanSteps<T, STEPS>(m.z, sub, z);
@@ -286,14 +286,14 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
       for (int i = 0; i < kScanSteps; i++) {
         dSkip = fmaf(dy[i], u[i], dSkip);
         dStep[i] = fmaf(stepU[i], u[i], dStep[i]);
-        u[i] = fmaf(stepU[i], step[i] * kScanLn2, dy[i] * skip);
+        u[i] = fmaf(stepU[i], step[i] * kLn2, dy[i] * skip);
       }
       writeScanSteps<T, STEPS>(m.u, sub, u);
       if (shape.softplus) {
         float raw[kScanSteps];
         readScanSteps<T, STEPS>(m.delta, sub, raw);
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) dStep[i] *= scanSigmoid<T>(raw[i] + bias);
+        for (int i = 0; i < kScanSteps; i++) dStep[i] *= sigmoidFor<T>(raw[i] + bias);
       }
       writeScanSteps<T, STEPS>(m.delta, sub, dStep);
 #pragma unroll
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
   const int64_t part = (place.b * shape.chunks + place.chunk) * v.rows;
   const auto put = [&](int64_t row, float value) { v.partial[(part + row) * shape.channels + d] = value; };
   for (int n = 0; n < shape.count; n++) {
-    put(shape.first + n, scanSlot(m.da, n) * kScanLn2);
+    put(shape.first + n, scanSlot(m.da, n) * kLn2);
     if (m.db) put(v.rowB + shape.first + n, scanSlot(m.db, n));
     if (m.dc) put(v.rowC + shape.first + n, scanSlot(m.dc, n));
   }
@@ -325,7 +325,8 @@ struct ScanProjectionSums {
   T* out[2];
 };
 template <class T>
-__global__ void __launch_bounds__(256) selectiveScanProjectionKernel(const ScanProjectionSums<T> v, int64_t groups, int blocks, int64_t inner) {
+__global__ void __launch_bounds__(256) selectiveScanProjectionKernel(const ScanProjectionSums<T> v, int64_t groups, int blocks,
+    int64_t inner) {
   const float* partial = blockIdx.y ? v.partial[1] : v.partial[0];
   T* out = blockIdx.y ? v.out[1] : v.out[0];
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -344,7 +345,8 @@ struct ScanParameterSums {
   float* out[kMost];  // null: not wanted
   int32_t first[kMost], count[kMost];
 };
-static __global__ void __launch_bounds__(256) selectiveScanParameterKernel(const ScanParameterSums v, const float* __restrict__ partial, int64_t parts, int rows, int64_t channels) {
+static __global__ void __launch_bounds__(256) selectiveScanParameterKernel(const ScanParameterSums v, const float* __restrict__ partial,
+    int64_t parts, int rows, int64_t channels) {
   __shared__ float turns[8][32];
   const int lane = threadIdx.x % 32, turn = threadIdx.x / 32;
   const int64_t column = int64_t(blockIdx.x) * 32 + lane;

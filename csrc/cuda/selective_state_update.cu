@@ -54,7 +54,8 @@ int32_t update(const MMCall* c) {
       if (x.shape[i] > 1 && x.stride[i] % 4) return false;
     return true;
   };
-  const bool vectors = v.states % 4 == 0 && fits(state) && fits(vb) && fits(vc) && aligned(16, v.state) && aligned(4 * sizeof(T), v.b, v.c) &&
+  const bool vectors = v.states % 4 == 0 && fits(state) && fits(vb) && fits(vc) && aligned(16, v.state) &&
+      aligned(4 * sizeof(T), v.b, v.c) &&
       (TIED || aligned(4 * sizeof(P), static_cast<const P*>(v.a)));
   if (!vectors) return launchUpdate<T, P, TIED, 1, 1>(c, v, heads);
   // Four rows a team once they keep the device full, else as many teams as there are rows.

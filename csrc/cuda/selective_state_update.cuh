@@ -5,7 +5,7 @@
 // 16 bytes of each row a lane, all R loads under way at once; B and C serve the R rows, and the sums over N are shuffles. What
 // belongs to a row (step, x, skip, gate) is computed by every lane of its team.
 #pragma once
-#include "cuda/kernel.cuh"
+#include "cuda/half_math.cuh"
 
 namespace mm::cuda {
 
@@ -17,7 +17,8 @@ struct StateOperand {
 
   __device__ __forceinline__ float at(int64_t b, int64_t h, int64_t p) const {
     const int64_t i = b * batch + h * head + p * row;
-    return dtype == MM_F32 ? static_cast<const float*>(data)[i] : dtype == MM_BF16 ? toFloat(static_cast<const bf16*>(data)[i]) : toFloat(static_cast<const f16*>(data)[i]);
+    return dtype == MM_F32 ? static_cast<const float*>(data)[i] : dtype == MM_BF16 ? toFloat(static_cast<const bf16*>(data)[i])
+        : toFloat(static_cast<const f16*>(data)[i]);
   }
 };
 
@@ -36,9 +37,6 @@ struct StateUpdate {
   bool softplus;
 };
 
-// d = softplus(raw), to f32 accuracy
-__device__ __forceinline__ float stateSoftplus(float v) { return v > 20.f ? v : log1pf(expf(v)); }
-
 // 256 threads; block: rows blockIdx.x % blocks of head blockIdx.x / blocks. V elements at once, R rows a team. P: A's type.
 template <class T, class P, bool TIED, int V, int R>
 __global__ void __launch_bounds__(256) selectiveStateUpdateKernel(const StateUpdate<T> v) {
@@ -54,14 +52,14 @@ __global__ void __launch_bounds__(256) selectiveStateUpdateKernel(const StateUpd
   const auto load = [&](int n) {
 #pragma unroll
     for (int r = 0; r < R; r++)
-      if (first + r < v.rows) loadFloats<V>(state + r * v.stateRow + n, s[r]);
+      if (first + r < v.rows) loadPacked<V>(state + r * v.stateRow + n, s[r]);
   };
   if (lane * V < v.states) load(lane * V);  // on its way while the steps are computed
   float tiedStep = 0.f, tiedDecay = 0.f;
   if (TIED) {
     tiedStep = v.dt.at(b, h, 0);
     if (v.bias.data) tiedStep += v.bias.at(0, h, 0);
-    if (v.softplus) tiedStep = stateSoftplus(tiedStep);
+    if (v.softplus) tiedStep = softplusFor<float>(tiedStep);
     tiedDecay = expf(tiedStep * StateOperand{v.a, v.aDtype, 0, 1, 0}.at(0, h, 0));
   }
 #pragma unroll
@@ -71,26 +69,26 @@ __global__ void __launch_bounds__(256) selectiveStateUpdateKernel(const StateUpd
     if (!TIED) {
       step[r] = v.dt.at(b, h, first + r);
       if (v.bias.data) step[r] += v.bias.at(0, h, first + r);
-      if (v.softplus) step[r] = stateSoftplus(step[r]);
+      if (v.softplus) step[r] = softplusFor<float>(step[r]);
     }
     input[r] = v.x.at(b, h, first + r);
   }
   for (int n = lane * V; n < v.states; n += v.lanes * V) {
     if (n != lane * V) load(n);
     float vb[V], vc[V];
-    loadFloats<V>(pb + n, vb);
-    loadFloats<V>(pc + n, vc);
+    loadPacked<V>(pb + n, vb);
+    loadPacked<V>(pc + n, vc);
 #pragma unroll
     for (int r = 0; r < R; r++) {
       if (first + r >= v.rows) continue;
       float rate[V];
-      if (!TIED) loadFloats<V>(a + int64_t(r) * v.states + n, rate);
+      if (!TIED) loadPacked<V>(a + int64_t(r) * v.states + n, rate);
 #pragma unroll
       for (int i = 0; i < V; i++) {
         s[r][i] = fmaf(TIED ? decay[r] : expf(step[r] * rate[i]), s[r][i], step[r] * input[r] * vb[i]);
         sum[r] = fmaf(vc[i], s[r][i], sum[r]);
       }
-      storeFloats<V>(state + r * v.stateRow + n, s[r]);
+      storePacked<V>(state + r * v.stateRow + n, s[r]);
     }
   }
   for (int offset = v.lanes / 2; offset > 0; offset /= 2)
@@ -102,10 +100,7 @@ __global__ void __launch_bounds__(256) selectiveStateUpdateKernel(const StateUpd
     const int p = first + r;
     if (p >= v.rows) continue;
     if (v.skip.data) sum[r] = fmaf(v.skip.at(0, h, p), input[r], sum[r]);
-    if (v.gate.data) {
-      const float z = v.gate.at(b, h, p);
-      sum[r] *= z / (1.f + expf(-z));
-    }
+    if (v.gate.data) sum[r] *= siluFor<float>(v.gate.at(b, h, p));
     v.out[int64_t(item) * v.rows + p] = fromFloat<T>(sum[r]);
   }
 }

@@ -123,10 +123,17 @@ __device__ __forceinline__ void unpack(const Words<T>& words, float (&v)[kVector
     }
   }
 }
+// One store of 16 bytes, said outright: left to the compiler, some kernels got four of 4 bytes. Nothing may read the address in
+// the same kernel.
 template <class T>
 __device__ __forceinline__ void storeVector(T* p, const float (&v)[kVector<T>]) {
-  if constexpr (std::is_same_v<T, float>) *reinterpret_cast<float4*>(p) = make_float4(v[0], v[1], v[2], v[3]);
-  else *reinterpret_cast<uint4*>(p) = make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7]));
+  uint32_t w[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if constexpr (std::is_same_v<T, float>) w[i] = __float_as_uint(v[i]);
+    else w[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
+  }
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]));
 }
 
 // Makes the compiler unpack again after a reduction; it would keep all floats of the pass before, at twice the registers.
@@ -163,6 +170,23 @@ __device__ __forceinline__ void eachVector(int n, const Team& team, F&& f) {
   }
 }
 
+// V values that no thread writes while the kernel runs, so that their loads may pass stores.
+template <int V, class T>
+__device__ __forceinline__ void loadConstants(const T* p, float (&to)[V]) {
+  if constexpr (V % kVector<T> == 0) {
+#pragma unroll
+    for (int h = 0; h < V / kVector<T>; h++) {
+      const uint4 w = __ldg(reinterpret_cast<const uint4*>(p) + h);
+      float v[kVector<T>];
+      unpack(Words<T>{{w.x, w.y, w.z, w.w}}, v);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; i++) to[h * kVector<T> + i] = v[i];
+    }
+  } else {
+    loadFloats<V>(p, to);
+  }
+}
+
 // A vector of parameters of any float dtype; absent: null.
 struct Weights {
   const void* data = nullptr;
@@ -177,11 +201,11 @@ struct Weights {
 #pragma unroll
       for (int i = 0; i < V; i++) to[i] = absent;
     } else if (dtype == MM_BF16) {
-      loadFloats<V>(static_cast<const bf16*>(data) + j, to);
+      loadConstants(static_cast<const bf16*>(data) + j, to);
     } else if (dtype == MM_F16) {
-      loadFloats<V>(static_cast<const f16*>(data) + j, to);
+      loadConstants(static_cast<const f16*>(data) + j, to);
     } else {
-      loadFloats<V>(static_cast<const float*>(data) + j, to);
+      loadConstants(static_cast<const float*>(data) + j, to);
     }
   }
   __device__ __forceinline__ float at(int64_t j, float absent = 1.f) const {

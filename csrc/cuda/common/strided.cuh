@@ -15,7 +15,7 @@
 
 namespace mm::cuda {
 
-constexpr int kMapThreads = 256, kMapTile = 64, kMinTiledAxis = 16;
+constexpr int kMapThreads = 256, kMapTile = 64, kMinTiledAxis = 16, kMinTiled = 8192;
 constexpr int64_t kMaxUnits = int64_t(1) << 30;  // of one launch: flat indices stay below 2^31
 
 // Division by a number that the host knows: n / d = (mulhi(n, magic) + n) >> shift for n < 2^31.
@@ -39,25 +39,42 @@ struct Layout {
   FastDiv size[MM_MAX_DIMS];
   int64_t stride[MM_MAX_DIMS][K];
 
-  // Adds the operands' offsets at a flat index.
-  __device__ __forceinline__ void add(uint32_t index, int64_t (&offset)[K]) const {
+  // Adds the operands' offsets at U flat indices.
+  template <int U>
+  __device__ __forceinline__ void add(const uint32_t (&index)[U], int64_t (&offset)[U][K]) const {
+    uint32_t rest[U];
+#pragma unroll
+    for (int u = 0; u < U; u++) rest[u] = index[u];
 #pragma unroll
     for (int i = 0; i < MM_MAX_DIMS; i++) {
-      if (i + 1 >= ndim) {
+      const bool last = i + 1 >= ndim;
 #pragma unroll
-        for (int k = 0; k < K; k++) offset[k] += int64_t(index) * stride[i][k];
-        break;
+      for (int u = 0; u < U; u++) {
+        uint32_t digit = rest[u];
+        if (!last) {
+          rest[u] = size[i].div(digit);
+          digit -= rest[u] * size[i].divisor;
+        }
+#pragma unroll
+        for (int k = 0; k < K; k++) offset[u][k] += int64_t(digit) * stride[i][k];
       }
-      const uint32_t next = size[i].div(index), digit = index - next * size[i].divisor;
-#pragma unroll
-      for (int k = 0; k < K; k++) offset[k] += int64_t(digit) * stride[i][k];
-      index = next;
+      if (last) break;
     }
   }
-  __device__ __forceinline__ void at(uint32_t index, int64_t (&offset)[K]) const {
+  template <int U>
+  __device__ __forceinline__ void at(const uint32_t (&index)[U], int64_t (&offset)[U][K]) const {
 #pragma unroll
-    for (int k = 0; k < K; k++) offset[k] = 0;
+    for (int u = 0; u < U; u++)
+#pragma unroll
+      for (int k = 0; k < K; k++) offset[u][k] = 0;
     add(index, offset);
+  }
+  __device__ __forceinline__ void at(uint32_t index, int64_t (&offset)[K]) const {
+    const uint32_t one[1] = {index};
+    int64_t result[1][K];
+    at(one, result);
+#pragma unroll
+    for (int k = 0; k < K; k++) offset[k] = result[0][k];
   }
 };
 
@@ -132,18 +149,49 @@ struct MapPointers {
   typename F::Out* out[F::M];
 };
 
-// V elements of an operand that is dense (or, if it stands still, one element V times).
-template <int V, class T>
-__device__ __forceinline__ Pack<T, V> loadVector(const T* p, bool still) {
-  if (V > 1 && still) {
-    Pack<T, V> x;
-    const T value = *p;
+// V elements of T as they lie in memory. Loaded elements are kept as words until they are used: as single 16-bit values they
+// would be unpacked, and waited for, right behind each load, so that only one load of a thread would be under way.
+template <class T, int V>
+struct RawVector {
+  static constexpr int kBytes = V * int(sizeof(T)), kWords = (kBytes + 3) / 4;
+  uint32_t w[kWords];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (kBytes == 1) {
+      w[0] = *reinterpret_cast<const uint8_t*>(p);
+    } else if constexpr (kBytes == 2) {
+      w[0] = *reinterpret_cast<const uint16_t*>(p);
+    } else if constexpr (kBytes == 4) {
+      w[0] = *reinterpret_cast<const uint32_t*>(p);
+    } else if constexpr (kBytes == 8) {
+      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      w[0] = v.x, w[1] = v.y;
+    } else {
 #pragma unroll
-    for (int i = 0; i < V; i++) x.v[i] = value;
-    return x;
+      for (int i = 0; i < kWords; i += 4) {
+        const uint4 v = *reinterpret_cast<const uint4*>(reinterpret_cast<const uint32_t*>(p) + i);
+        w[i] = v.x, w[i + 1] = v.y, w[i + 2] = v.z, w[i + 3] = v.w;
+      }
+    }
   }
-  return *reinterpret_cast<const Pack<T, V>*>(p);
-}
+  __device__ __forceinline__ void store(T* p) const {  // of at most 4 bytes
+    static_assert(kBytes == 2 || kBytes == 4, "one store");
+    if constexpr (kBytes == 2) *reinterpret_cast<uint16_t*>(p) = uint16_t(w[0]);
+    else *reinterpret_cast<uint32_t*>(p) = w[0];
+  }
+  // One element; spread() makes it V of them.
+  __device__ __forceinline__ void loadOne(const T* p) {
+    RawVector<T, 1> one;
+    one.load(p);
+    w[0] = one.w[0];
+  }
+  __device__ __forceinline__ void spread() {
+    const uint32_t word = sizeof(T) == 4 ? w[0] : sizeof(T) == 2 ? w[0] * 0x10001u : w[0] * 0x1010101u;
+#pragma unroll
+    for (int i = 0; i < kWords; i++) w[i] = word;
+  }
+  __device__ __forceinline__ void unpack(T (&x)[V]) const { memcpy(x, w, kBytes); }
+};
 
 // `units` vectors of V elements, then `tail` single elements (only of one long axis). Bit k of `still`: input k does not move
 // along the innermost axis.
@@ -154,37 +202,45 @@ __global__ void __launch_bounds__(kMapThreads) mapKernel(const __grid_constant__
   using In = typename F::In;
   using Out = typename F::Out;
   const uint32_t first = blockIdx.x * (kMapThreads * U) + threadIdx.x;
-  Pack<In, V> x[U][K];
-  int64_t to[U];
+  if (first < units) {
+    uint32_t index[U];
 #pragma unroll
-  for (int u = 0; u < U; u++) {
-    const uint32_t i = first + u * kMapThreads;
-    if (i < units) {
-      int64_t offset[K + 1];
-      layout.at(i, offset);
+    for (int u = 0; u < U; u++) index[u] = min(first + u * kMapThreads, units - 1);
+    int64_t offset[U][K + 1];
+    layout.at(index, offset);
+    RawVector<In, V> x[U][K];
 #pragma unroll
-      for (int k = 0; k < K; k++) x[u][k] = loadVector<V>(p.in[k] + offset[k], still >> k & 1);
-      to[u] = offset[K];
+    for (int k = 0; k < K; k++) {
+      if (V > 1 && still >> k & 1) {
+#pragma unroll
+        for (int u = 0; u < U; u++) x[u][k].loadOne(p.in[k] + offset[u][k]);
+      } else {
+#pragma unroll
+        for (int u = 0; u < U; u++) x[u][k].load(p.in[k] + offset[u][k]);
+      }
     }
-  }
 #pragma unroll
-  for (int u = 0; u < U; u++)
-    if (first + u * kMapThreads < units) {
+    for (int k = 0; k < K; k++)
+      if (V > 1 && still >> k & 1)
+#pragma unroll
+        for (int u = 0; u < U; u++) x[u][k].spread();
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+      if (first + u * kMapThreads >= units) break;
       In values[K][V];
       Out results[M][V];
 #pragma unroll
-      for (int k = 0; k < K; k++)
-#pragma unroll
-        for (int i = 0; i < V; i++) values[k][i] = x[u][k].v[i];
+      for (int k = 0; k < K; k++) x[u][k].unpack(values[k]);
       f(values, results);
 #pragma unroll
       for (int m = 0; m < M; m++) {
         Pack<Out, V> y;
 #pragma unroll
         for (int i = 0; i < V; i++) y.v[i] = results[m][i];
-        *reinterpret_cast<Pack<Out, V>*>(p.out[m] + to[u]) = y;
+        *reinterpret_cast<Pack<Out, V>*>(p.out[m] + offset[u][K]) = y;
       }
     }
+  }
   if (V > 1 && blockIdx.x == 0 && threadIdx.x < tail) {
     const int64_t i = int64_t(units) * V + threadIdx.x;
     In value[K][1];
@@ -282,7 +338,7 @@ bool vectorOperand(const Nest<K>& nest, int k, int64_t unit, const void* p, int6
 template <int K>
 int tiledAxis(const Nest<K>& nest) {
   const int last = nest.ndim - 1;
-  if (nest.stride[K - 1][last] != 1 || nest.size[last] < kMinTiledAxis) return -1;
+  if (nest.stride[K - 1][last] != 1 || nest.size[last] < kMinTiledAxis || nest.count(nest.ndim) < kMinTiled) return -1;
   for (int k = 0; k + 1 < K; k++) {
     if (nest.stride[k][last] == 0 || nest.stride[k][last] == 1) continue;
     for (int i = 0; i < last; i++)
