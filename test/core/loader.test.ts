@@ -1,9 +1,10 @@
-import test from 'ava';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import test, { type ExecutionContext } from 'ava';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { backends, type BackendInfo } from '../../lib/index.js';
-import { bindingPath } from '../../lib/native/loader.js';
+import { bindingPath, packageRoot } from '../../lib/native/loader.js';
 import { runScript } from './support.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'mmmamba-loader-'));
@@ -68,6 +69,82 @@ test('a CUDA library that is missing, corrupt or not one of ours is a reason, no
   const other = await cuda(bindingPath());
   t.false(other.available);
   t.regex(other.reason!, /not a backend library/);
+});
+
+/** The reason that backends() gives for a library. Using the device must throw the same, and the CPU must go on. */
+async function refused(t: ExecutionContext, path: string): Promise<string> {
+  const ended = await attempt(
+    { MMMAMBA_CUDA_PATH: path },
+    `await (async () => {
+       const { available, reason, devices } = mm.backends().find((b) => b.name === 'cuda');
+       const thrown = (() => { try { mm.Tensor.zeros([1], { device: 'cuda' }); } catch (e) { return [e.name, e.code, e.message]; } })();
+       const sum = [...await mm.add({ a: mm.Tensor.from([1]), b: mm.Tensor.from([2]) }).data()];
+       return { available, reason, devices, thrown, sum };
+     })()`,
+  );
+  const { reason, thrown, ...rest } = ended.value as { reason: string; thrown: string[] };
+  t.deepEqual(rest, { available: false, devices: [], sum: [3] } as object);
+  t.deepEqual(thrown.slice(0, 2), ['MmError', 'ERR_DEVICE']);
+  t.true(thrown[2]!.includes(reason), thrown[2]);
+  return reason;
+}
+
+test('a CUDA library that was cut off is a reason, wherever it ends', async (t) => {
+  const whole = readFileSync(bindingPath());
+  const path = join(folder, 'cut.so');
+  for (const bytes of [0, 10, 64, 4096, whole.length >> 1, whole.length - 1]) {
+    writeFileSync(path, whole.subarray(0, bytes));
+    const expected = bytes < 64 ? 'file too short' : `the file is truncated: ${bytes} of ${whole.length} bytes`;
+    const reason = await refused(t, path);
+    t.true(reason.includes(`${path}: ${expected}`), reason);
+  }
+});
+
+/** A shared library of one C++ source. */
+function compiled(name: string, source: string): string {
+  const [from, to] = [join(folder, `${name}.cc`), join(folder, `${name}.so`)];
+  writeFileSync(from, source);
+  execFileSync('g++', ['-std=c++17', '-shared', '-fPIC', '-I', join(packageRoot, 'csrc'), from, '-o', to]);
+  return to;
+}
+
+const entry = (body: string): string =>
+  `#include <cstdio>
+   #include "abi/backend.h"
+   extern "C" __attribute__((visibility("default"))) const MMBackend* mm_backend_entry(uint32_t version) {
+     static MMBackend b{};
+     b.abi_version = version, b.struct_size = sizeof b, b.name = "cuda";
+     ${body}
+     return &b;
+   }`;
+
+test('a CUDA library of another version, or without a device, is a reason', async (t) => {
+  const older = compiled('older', entry('if (version != MM_ABI_VERSION - 1) return nullptr;'));
+  t.regex(await refused(t, older), /older\.so: built for another version of mmmamba \(backend ABI \d+ is needed\)/);
+  const newer = compiled('newer', entry('b.abi_version = version + 1;'));
+  t.regex(await refused(t, newer), /newer\.so: built for another version of mmmamba/);
+  const shorter = compiled('shorter', entry('b.struct_size = sizeof b - 8;'));
+  t.regex(await refused(t, shorter), /shorter\.so: built for another version of mmmamba/);
+  const empty = compiled('empty', '');
+  t.regex(await refused(t, empty), /empty\.so: not a backend library \(no mm_backend_entry\)/);
+  const idle = compiled('idle', entry('b.device_count = [](char* why, uint64_t size) { return std::snprintf(why, size, "all GPUs are on holiday"), 0; };'));
+  t.is(await refused(t, idle), 'all GPUs are on holiday');
+});
+
+test('an index beyond the devices is refused with their number', async (t) => {
+  const three = compiled(
+    'three',
+    entry('b.device_count = [](char*, uint64_t) { return 3; }; b.device_info = [](int32_t, char* json, uint64_t size) { std::snprintf(json, size, "{}"); };'),
+  );
+  const e = await attempt({ MMMAMBA_CUDA_PATH: three }, "mm.Tensor.zeros([1], { device: 'cuda:3' })");
+  t.deepEqual([e.code, e.message], ['ERR_DEVICE', "device 'cuda:3' does not exist: there are 3 cuda devices"]);
+});
+
+const built = join(packageRoot, 'build-cuda', 'libmmmamba_cuda.so');
+const withoutDriver = existsSync(built) && !existsSync('/proc/driver/nvidia/version') ? test : test.skip;
+withoutDriver('the CUDA library loads on a machine without a GPU and says what is missing', async (t) => {
+  t.is((await cuda(built)).library, built);
+  t.regex(await refused(t, built), /no NVIDIA driver: .*install the driver/);
 });
 
 test('backends() describes the CPU', (t) => {
