@@ -60,7 +60,7 @@ export async function measureContext(model: VisionLanguageModel, options: Contex
     const end = performance.now() + 1000 * seconds;
     for (let round = 0; round < rounds && (round === 0 || performance.now() < end); round++) {
       for (let turn = 0; turn < lengths.length; turn++) {
-        // Each round begins with another length: the collector comes once in so many tokens, and would always meet the same ones.
+        // Each round begins with another length: V8's collector comes every 30 tokens, three turns, and would meet the same ones.
         const i = (round + turn) % lengths.length;
         for (let n = 0; n < untimed; n++) await next(states[i]!, lengths[i]!);
         for (let n = 0; n < timed; n++) times[i]!.push(await next(states[i]!, lengths[i]!));
