@@ -41,7 +41,7 @@ export function machine(device: string): Machine {
   };
 }
 
-/** The commit that git names, or, where there is no git, the one that scripts/pack-gpu.sh wrote down. */
+/** The commit that git names, or, where there is no git, the one that scripts/pack-gpu.mjs wrote down. */
 function commit(): string {
   const git = (...args: string[]): string => execFileSync('git', args, { cwd: packageRoot, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
   try {

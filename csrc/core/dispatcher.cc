@@ -114,7 +114,7 @@ Operands run(const std::shared_ptr<Stream>& stream, int op, Operands inputs, std
       if (t.storage->stream != stream)
         throw OpError{"ERR_DEVICE", std::string(schema.name) + ": operands lie on different devices: " + schema.inputs[s].name +
                                         " on " + t.storage->stream->deviceName() + ", the call on " + stream->deviceName() +
-                                        "; move one with to(device)"};
+                                        "; make all of them on one device"};
   arrange(schema, inputs);  // before infer(), which lays results out like the operands that the kernel will see
   std::vector<std::vector<Desc>> descs(inputs.size());
   for (size_t s = 0; s < inputs.size(); s++)

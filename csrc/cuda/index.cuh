@@ -33,36 +33,49 @@ struct RowSource {
   const int32_t *index, *last;
   int64_t rows;  // of base
   E missing;
-
-  __device__ __forceinline__ const E* row(int64_t m, int64_t units) const {
-    if (pick == Pick::Replace || pick == Pick::Kept) {
-      const int32_t from = last[m];
-      if (from < 0) return base + m * units;
-      return pick == Pick::Replace ? other + from * units : nullptr;
-    }
-    const int64_t from = index[m];
-    if (from < 0 || from >= rows || (pick == Pick::Replaced && last[from] != m)) return nullptr;
-    return base + from * units;
-  }
 };
 
 template <class E>
 __global__ void __launch_bounds__(kMapThreads) moveRowsKernel(const __grid_constant__ RowSource<E> s, E* __restrict__ y, int64_t count,
                                                               int64_t units, int32_t lanesLog) {
+  constexpr int Q = kRowsUnroll;
   const int lanes = 1 << lanesLog, height = kMapThreads >> lanesLog;
-  const int64_t first = int64_t(blockIdx.x) * height * kRowsUnroll + (threadIdx.x >> lanesLog);
-  const E* from[kRowsUnroll];
+  const int64_t first = int64_t(blockIdx.x) * height * Q + (threadIdx.x >> lanesLog);
+  const bool byIndex = s.pick == Pick::Gather || s.pick == Pick::Replaced;
+  int32_t row[Q], owner[Q];
 #pragma unroll
-  for (int q = 0; q < kRowsUnroll; q++) {
-    const int64_t m = first + q * height;
-    from[q] = m < count ? s.row(m, units) : nullptr;
+  for (int q = 0; q < Q; q++) {
+    const int64_t m = first + q * height < count ? first + q * height : count - 1;
+    row[q] = (byIndex ? s.index : s.last)[m];
   }
+  if (byIndex) {
+#pragma unroll
+    for (int q = 0; q < Q; q++)
+      if (row[q] >= s.rows) row[q] = -1;
+    if (s.pick == Pick::Replaced) {
+#pragma unroll
+      for (int q = 0; q < Q; q++) owner[q] = row[q] < 0 ? -1 : s.last[row[q]];
+#pragma unroll
+      for (int q = 0; q < Q; q++)
+        if (owner[q] != first + q * height) row[q] = -1;
+    }
+  }
+  const E* from[Q];
+#pragma unroll
+  for (int q = 0; q < Q; q++) {
+    const int64_t m = first + q * height;
+    if (byIndex) from[q] = row[q] < 0 ? nullptr : s.base + row[q] * units;
+    else if (row[q] < 0) from[q] = s.base + m * units;
+    else from[q] = s.pick == Pick::Replace ? s.other + row[q] * units : nullptr;
+    if (m >= count) from[q] = nullptr;
+  }
+#pragma unroll 1
   for (int64_t j = int64_t(blockIdx.y) * lanes + (threadIdx.x & (lanes - 1)); j < units; j += int64_t(gridDim.y) * lanes) {
-    E x[kRowsUnroll];
+    E x[Q];
 #pragma unroll
-    for (int q = 0; q < kRowsUnroll; q++) x[q] = from[q] ? from[q][j] : s.missing;
+    for (int q = 0; q < Q; q++) x[q] = from[q] ? from[q][j] : s.missing;
 #pragma unroll
-    for (int q = 0; q < kRowsUnroll; q++)
+    for (int q = 0; q < Q; q++)
       if (first + q * height < count) y[(first + q * height) * units + j] = x[q];
   }
 }

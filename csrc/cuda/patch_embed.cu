@@ -27,7 +27,7 @@ int64_t weightParts(const Patches& s) {
 }
 
 template <bool A_ALONG_K, bool B_ALONG_K, class T, class O>
-int32_t multiply(const MMCall* c, Product<T, O>& p, int64_t parts, bool pairs) {
+int32_t multiply(const MMCall* c, PatchProduct<T, O>& p, int64_t parts, bool pairs) {
   constexpr int64_t kSlice = std::is_same_v<T, float> ? kPatchSlice : kPatchMmaSlice;
   p.perPart = uint32_t(ceilDiv(ceilDiv(p.k, parts), kSlice) * kSlice);
   const dim3 grid(unsigned(ceilDiv(p.m, kPatchM) * ceilDiv(p.n, kPatchN)), unsigned(parts));
@@ -51,7 +51,7 @@ int32_t patchEmbed(const MMCall* c) {
   const Patches s(x, w);
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    Product<T, T> p{};
+    PatchProduct<T, T> p{};
     p.a = data<T>(x), p.b = data<T>(w), p.c = data<T>(y);
     if (has(c, BIAS)) {
       if (in(c, BIAS).dtype == MM_F32) p.bias = data<float>(in(c, BIAS));
@@ -90,7 +90,7 @@ int32_t weightGradient(const MMCall* c, const Patches& s) {
   using namespace ops::patch_embed_bwd;
   const int64_t parts = weightParts(s);
   float* dw = data<float>(out(c, DWEIGHT));
-  Product<T, float> p{};
+  PatchProduct<T, float> p{};
   p.a = data<T>(in(c, DY)), p.b = data<T>(in(c, X)), p.c = dw;
   if (parts > 1) p.partial = static_cast<float*>(c->workspace);
   p.aAxis = {s.plain(1), s.plain(s.embed)};
@@ -106,7 +106,7 @@ int32_t weightGradient(const MMCall* c, const Patches& s) {
 template <class T>
 int32_t imageGradient(const MMCall* c, const Patches& s) {
   using namespace ops::patch_embed_bwd;
-  Product<T, T> p{};
+  PatchProduct<T, T> p{};
   p.a = data<T>(in(c, DY)), p.b = data<T>(in(c, WEIGHT)), p.c = data<T>(out(c, DX));
   p.aAxis = {s.plain(s.embed), s.plain(1)};
   p.bAxis = {s.plain(1), s.plain(s.features)};

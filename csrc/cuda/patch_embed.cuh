@@ -35,7 +35,7 @@ struct ProductOperand {
 };
 
 template <class T, class O>
-struct Product {
+struct PatchProduct {
   const T *a, *b;
   O* c;
   float* partial;  // null, or (parts, m, n)
@@ -46,17 +46,37 @@ struct Product {
   uint32_t m, n, k, perPart;  // perPart: of k, a multiple of the slices
 };
 
-// Result (row, col) of the block's part.
-template <class T, class O>
-__device__ __forceinline__ void storeProduct(const Product<T, O>& p, uint32_t row, uint32_t col, float v) {
-  if (row >= p.m || col >= p.n) return;
+// Results v of a thread at rows x columns of C. The bias and all offsets come first: a load behind every store would be waited for
+// each time.
+template <int ROWS, int COLS, class T, class O>
+__device__ __forceinline__ void storeProducts(const PatchProduct<T, O>& p, const uint32_t (&row)[ROWS], const uint32_t (&col)[COLS],
+                                              const float (&v)[ROWS][COLS]) {
   if (p.partial) {
-    p.partial[(int64_t(blockIdx.y) * p.m + row) * p.n + col] = v;
+    float* to = p.partial + int64_t(blockIdx.y) * p.m * p.n;
+#pragma unroll
+    for (int r = 0; r < ROWS; r++)
+#pragma unroll
+      for (int c = 0; c < COLS; c++)
+        if (row[r] < p.m && col[c] < p.n) to[int64_t(row[r]) * p.n + col[c]] = v[r][c];
     return;
   }
-  if (p.bias) v += p.bias[col];
-  if (p.biasT) v += toFloat(p.biasT[col]);
-  p.c[p.cRow.at(row) + p.cCol.at(col)] = fromFloat<O>(v);
+  int64_t at[COLS];
+  float bias[COLS] = {};
+#pragma unroll
+  for (int c = 0; c < COLS; c++) at[c] = p.cCol.at(col[c]);
+  if (p.bias)
+#pragma unroll
+    for (int c = 0; c < COLS; c++) bias[c] = col[c] < p.n ? p.bias[col[c]] : 0.f;
+  if (p.biasT)
+#pragma unroll
+    for (int c = 0; c < COLS; c++) bias[c] = col[c] < p.n ? toFloat(p.biasT[col[c]]) : 0.f;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    O* to = p.c + p.cRow.at(row[r]);
+#pragma unroll
+    for (int c = 0; c < COLS; c++)
+      if (row[r] < p.m && col[c] < p.n) to[at[c]] = fromFloat<O>(v[r][c] + bias[c]);
+  }
 }
 
 // Loads slices of an operand of ROWS rows: L elements at once along k (ALONG_K) or along the rows, held in registers until
@@ -104,7 +124,7 @@ struct ProductTile {
   uint32_t row0, col0, k0, kEnd;
 
   template <class T, class O>
-  __device__ __forceinline__ ProductTile(const Product<T, O>& p, int64_t* aOffset, int64_t* bOffset) {
+  __device__ __forceinline__ ProductTile(const PatchProduct<T, O>& p, int64_t* aOffset, int64_t* bOffset) {
     const uint32_t columns = (p.n + kPatchN - 1) / kPatchN, tileRow = blockIdx.x / columns;
     row0 = tileRow * kPatchM, col0 = (blockIdx.x - tileRow * columns) * kPatchN;
     k0 = blockIdx.y * p.perPart;
@@ -120,7 +140,7 @@ struct ProductTile {
 };
 
 template <class O, bool A_ALONG_K, bool B_ALONG_K>
-__global__ void __launch_bounds__(kPatchThreads) patchProductKernel(const __grid_constant__ Product<float, O> p) {
+__global__ void __launch_bounds__(kPatchThreads) patchProductKernel(const __grid_constant__ PatchProduct<float, O> p) {
   constexpr int S = kPatchSlice, kPitchA = kPatchM + 4, kPitchB = kPatchN + 4;
   __shared__ int64_t aOffset[kPatchM], bOffset[kPatchN];
   alignas(16) __shared__ float a[2][S * kPitchA];
@@ -157,14 +177,16 @@ __global__ void __launch_bounds__(kPatchThreads) patchProductKernel(const __grid
     buffer ^= 1;
     if (k + S < tile.kEnd) store(buffer);
   }
+  uint32_t row[8], col[4];
 #pragma unroll
-  for (int r = 0; r < 8; r++)
+  for (int r = 0; r < 8; r++) row[r] = tile.row0 + ty * 8 + r;
 #pragma unroll
-    for (int q = 0; q < 4; q++) storeProduct(p, tile.row0 + ty * 8 + r, tile.col0 + tx * 4 + q, acc[r][q]);
+  for (int q = 0; q < 4; q++) col[q] = tile.col0 + tx * 4 + q;
+  storeProducts(p, row, col, acc);
 }
 
 template <class T, class O, bool A_ALONG_K, bool B_ALONG_K, int L>
-__global__ void __launch_bounds__(kPatchThreads) patchProductMmaKernel(const __grid_constant__ Product<T, O> p) {
+__global__ void __launch_bounds__(kPatchThreads) patchProductMmaKernel(const __grid_constant__ PatchProduct<T, O> p) {
   constexpr int S = kPatchMmaSlice;
   // rows 16 bytes longer than the data: eight neighbouring ones lie in different banks
   constexpr int kPitchA = (A_ALONG_K ? S : kPatchM) + 8, kPitchB = (B_ALONG_K ? S : kPatchN) + 8;
@@ -219,13 +241,17 @@ __global__ void __launch_bounds__(kPatchThreads) patchProductMmaKernel(const __g
     buffer ^= 1;
     if (k + S < tile.kEnd) store(buffer);
   }
-  const uint32_t row = tile.row0 + warpRow + lane / 4, col = tile.col0 + warpCol + lane % 4 * 2;
+  uint32_t row[4], col[8];
+  float v[4][8];
 #pragma unroll
-  for (int i = 0; i < 2; i++)
+  for (int r = 0; r < 4; r++) row[r] = tile.row0 + warpRow + r * 8 + lane / 4;
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+  for (int q = 0; q < 8; q++) col[q] = tile.col0 + warpCol + q / 2 * 8 + lane % 4 * 2 + q % 2;
 #pragma unroll
-      for (int e = 0; e < 4; e++) storeProduct(p, row + i * 16 + e / 2 * 8, col + j * 8 + e % 2, acc[i][j][e]);
+  for (int r = 0; r < 4; r++)
+#pragma unroll
+    for (int q = 0; q < 8; q++) v[r][q] = acc[r / 2][q / 2][r % 2 * 2 + q % 2];
+  storeProducts(p, row, col, v);
 }
 
 }  // namespace mm::cuda

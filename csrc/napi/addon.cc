@@ -26,23 +26,28 @@ auto guarded(Napi::Env env, F&& f) {
   }
 }
 
-Shape shapeOf(Napi::Value value, const char* what) {
+Shape integersOf(Napi::Value value, const char* what) {
   const Napi::Env env = value.Env();
   if (!value.IsArray()) throw makeError(env, "ERR_ARGUMENT", std::string(what) + " must be an array of integers");
   const Napi::Array a = value.As<Napi::Array>();
   if (a.Length() > MM_MAX_DIMS)
     throw makeError(env, "ERR_SHAPE", std::string(what) + " has " + std::to_string(a.Length()) + " axes; at most " + std::to_string(MM_MAX_DIMS) + " are supported");
   Shape shape;
-  double product = 1;
   for (uint32_t i = 0; i < a.Length(); i++) {
     const Napi::Value item = a.Get(i);
     const double d = item.IsNumber() ? item.As<Napi::Number>().DoubleValue() : NAN;
     if (!(d >= 0) || d != std::floor(d) || d > 9007199254740991.0)
       throw makeError(env, "ERR_SHAPE", std::string(what) + "[" + std::to_string(i) + "] must be a non-negative integer");
-    product *= d;
     shape.push_back(static_cast<int64_t>(d));
   }
-  if (product > 0x1p44) throw makeError(env, "ERR_OUT_OF_MEMORY", std::string(what) + " " + shapeText(shape) + " asks for more memory than any machine has");
+  return shape;
+}
+
+Shape shapeOf(Napi::Value value) {
+  const Shape shape = integersOf(value, "shape");
+  double product = 1;
+  for (const int64_t d : shape) product *= static_cast<double>(d);
+  if (product > 0x1p44) throw makeError(value.Env(), "ERR_OUT_OF_MEMORY", "shape " + shapeText(shape) + " asks for more memory than any machine has");
   return shape;
 }
 
@@ -210,7 +215,7 @@ Napi::Value runOp(const Napi::CallbackInfo& info) {
 Napi::Value fromBytes(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const int32_t dtype = dtypeOf(info[1]);
-  const Shape shape = shapeOf(info[2], "shape");
+  const Shape shape = shapeOf(info[2]);
   const std::shared_ptr<Stream>& stream = Environment::of(env).stream(env, info[3].As<Napi::String>());
   Tensor t = emptyTensor(stream, dtype, shape);
   const uint64_t bytes = t.storage->bytes;
@@ -243,7 +248,7 @@ Napi::Value fromBytes(const Napi::CallbackInfo& info) {
 Napi::Value makeView(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Tensor t = unwrapTensor(info[0], "the tensor");
-  const Shape shape = shapeOf(info[1], "shape"), strides = shapeOf(info[2], "strides");
+  const Shape shape = shapeOf(info[1]), strides = integersOf(info[2], "strides");
   const int64_t offset = info[3].As<Napi::Number>().Int64Value();
   int64_t last = offset;
   for (size_t i = 0; i < shape.size(); i++) last += (shape[i] - 1) * strides[i];
