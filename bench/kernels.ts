@@ -90,8 +90,11 @@ export async function benchCase(c: BenchCase, options: BenchOptions): Promise<Ke
       for (const { name, optional } of backward.inputs) {
         const value = operands[name] ?? results[i]![name];
         if (value instanceof Tensor) all[name] = value;
-        else if (name.startsWith('d') && !optional) {
-          const output = results[i]![schema.outputs.find((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name)!.name]!;
+        else {
+          // The gradient of the first output, also where it may be absent: without it there is nothing to do.
+          const nth = schema.outputs.findIndex((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name);
+          if (nth < 0 || (nth > 0 && optional)) continue;
+          const output = results[i]![schema.outputs[nth]!.name]!;
           all[name] = scope.run(() => draw({ shape: [...output.shape] }, output.dtype, device, at++));
         }
       }

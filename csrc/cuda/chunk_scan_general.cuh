@@ -231,9 +231,11 @@ __device__ __forceinline__ void forUp(const float* eg, const float* total, F&& f
   float run = 1.f;
   if (FROM == From::Chunk)
     for (int m = 0; m < me.sub; m++) run *= total[m * 16 * R + me.n];
-  for (int t = me.sub * kSub; t < (me.sub + 1) * kSub; t++) {
-    run *= eg[t * kPitch<R> + me.n];
-    f(t * kPitch<R> + me.n, run);
+  int at = me.sub * kSub * kPitch<R> + me.n;
+#pragma unroll
+  for (int m = 0; m < kSub; m++, at += kPitch<R>) {
+    run *= eg[at];
+    f(at, run);
   }
 }
 // f(s, prod of e^g behind s up to the end)
@@ -244,9 +246,11 @@ __device__ __forceinline__ void forDown(const float* eg, const float* total, F&&
   float run = 1.f;
   if (FROM == From::Chunk)
     for (int m = R - 1; m > me.sub; m--) run *= total[m * 16 * R + me.n];
-  for (int t = (me.sub + 1) * kSub - 1; t >= me.sub * kSub; t--) {
-    f(t * kPitch<R> + me.n, run);
-    run *= eg[t * kPitch<R> + me.n];
+  int at = ((me.sub + 1) * kSub - 1) * kPitch<R> + me.n;
+#pragma unroll
+  for (int m = 0; m < kSub; m++, at -= kPitch<R>) {
+    f(at, run);
+    run *= eg[at];
   }
 }
 
