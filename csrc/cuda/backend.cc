@@ -115,6 +115,15 @@ int32_t outsideCapture(const Stream& s, const char* what, char* error, uint64_t 
   return MM_ERR_KERNEL;
 }
 
+// Why there is no pinned memory: a device that failed before gives none either.
+int32_t noStaging(const Stream& s, const char* what, char* error, uint64_t error_size) {
+  const cudaError_t status = cudaStreamQuery(s.handle);
+  if (status != cudaSuccess && status != cudaErrorNotReady) return checked(s, status, error, error_size);
+  cudaGetLastError();
+  std::snprintf(error, error_size, "out of memory: no pinned host memory for %s", what);
+  return MM_ERR_OUT_OF_MEMORY;
+}
+
 int32_t upload(void* stream, void* dst, const void* host, uint64_t bytes, char* error, uint64_t error_size) {
   Stream& s = of(stream);
   use(s);
@@ -122,10 +131,7 @@ int32_t upload(void* stream, void* dst, const void* host, uint64_t bytes, char* 
   for (uint64_t at = 0; at < bytes; at += Staging::kPiece) {
     const uint64_t n = std::min(Staging::kPiece, bytes - at);
     PinnedBuffer* buffer = s.staging.take(n);
-    if (!buffer) {
-      setText(error, error_size, "out of memory: no pinned host memory for an upload");
-      return MM_ERR_OUT_OF_MEMORY;
-    }
+    if (!buffer) return noStaging(s, "an upload", error, error_size);
     std::memcpy(buffer->data, static_cast<const char*>(host) + at, n);
     cudaError_t status = cudaMemcpyAsync(static_cast<char*>(dst) + at, buffer->data, n, cudaMemcpyHostToDevice, s.handle);
     if (status == cudaSuccess) status = cudaEventRecord(buffer->done, s.handle);
@@ -161,8 +167,7 @@ int32_t readBegin(void* stream, void* host, const void* src, uint64_t bytes, voi
     if (!buffer) {
       for (auto& [b, size] : t->pieces) s.staging.give(b);
       delete t;
-      setText(error, error_size, "out of memory: no pinned host memory for a read");
-      return MM_ERR_OUT_OF_MEMORY;
+      return noStaging(s, "a read", error, error_size);
     }
     if (n) cudaMemcpyAsync(buffer->data, static_cast<const char*>(src) + at, n, cudaMemcpyDeviceToHost, s.handle);
     cudaEventRecord(buffer->done, s.handle);

@@ -1,6 +1,6 @@
 import test from 'ava';
 import { readFileSync } from 'node:fs';
-import { add, backends, concat, gatherRows, MmError, permute, reshape, rmsNorm, scale, slice, split, sync, Tensor } from '../../lib/index.js';
+import { add, backends, concat, gatherRows, Graph, MmError, permute, reshape, rmsNorm, scale, slice, split, sync, Tensor } from '../../lib/index.js';
 import { run } from '../../lib/tensor/run.js';
 import { balanced, fails, runScript } from './support.js';
 
@@ -134,6 +134,20 @@ test.serial('a failed kernel rejects the next wait, whichever it is, once', asyn
     await fails(t, () => sync(), 'ERR_KERNEL', /gatherRows/);
     await sync();
     t.pass();
+  });
+});
+
+test.serial('a device without graphs says so', async (t) => {
+  await balanced(t, async () => {
+    await fails(t, () => Graph.capture('cpu', () => Tensor.zeros([1])), 'ERR_UNSUPPORTED', /cpu has no graphs; call the function itself/);
+  });
+});
+
+test.serial('strides of large tensors are no shapes: their product means nothing', async (t) => {
+  await balanced(t, async () => {
+    using x = Tensor.full([3], 2);
+    using view = x.aliased([1, 1, 1, 3], [2 ** 28, 2 ** 13, 2 ** 7, 1], 0);
+    t.deepEqual([...(await view.toFloat32())], [2, 2, 2]);
   });
 });
 
