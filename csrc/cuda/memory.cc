@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 #include "cuda/graph.h"
 
@@ -28,6 +30,16 @@ void* pop(std::map<uint64_t, std::vector<void*>>& free, uint64_t size) {
   return block;
 }
 
+// MMMAMBA_CUDA_CACHE=0: every block is an allocation of its own, of its exact size, and freed at once, so that a sanitizer sees
+// where it ends and what nobody wrote.
+bool caching() {
+  static const bool on = [] {
+    const char* text = std::getenv("MMMAMBA_CUDA_CACHE");
+    return !text || std::strcmp(text, "0") != 0;
+  }();
+  return on;
+}
+
 void* allocate(uint64_t bytes) {
   void* p = nullptr;
   if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
@@ -46,8 +58,8 @@ std::string bytesText(uint64_t bytes) {
 }
 
 // Small blocks are cut from slabs: a training step has hundreds of them, and cudaMalloc hands out 2 MiB at least.
-void* MemoryPool::fresh(uint64_t size) {
-  const bool small = size <= kSmall;
+void* MemoryPool::fresh(uint64_t size, bool exact) {
+  const bool small = !exact && size <= kSmall;
   char* p = static_cast<char*>(allocate(small ? kSlab : size));
   if (!p) return nullptr;
   stats_.allocations++;
@@ -65,19 +77,20 @@ void* MemoryPool::fresh(uint64_t size) {
 }
 
 void* MemoryPool::take(uint64_t bytes) {
-  const uint64_t size = rounded(bytes);
   std::unique_lock<std::mutex> lock(mutex_);
+  const bool exact = !caching() && !capturing_;
+  const uint64_t size = exact ? std::max<uint64_t>(bytes, 1) : rounded(bytes);
   void* block = capturing_ ? pop(capturing_->free, size) : nullptr;
   if (!block) {
-    block = pop(free_, size);
+    block = exact ? nullptr : pop(free_, size);
     if (block) stats_.cached -= size;
   }
-  if (!block) block = fresh(size);
+  if (!block) block = fresh(size, exact);
   if (!block) {
     lock.unlock();
     trim();
     lock.lock();
-    block = fresh(size);
+    block = fresh(size, exact);
   }
   if (!block) return nullptr;
   blocks_[block].owner = capturing_;
@@ -92,6 +105,11 @@ void MemoryPool::give(void* block) {
   stats_.live -= b.size;
   if (b.owner) {
     b.owner->free[b.size].push_back(block);
+    return;
+  }
+  if (!caching() && b.own) {
+    cudaFree(block);  // waits for the device
+    blocks_.erase(block);
     return;
   }
   free_[b.size].push_back(block);

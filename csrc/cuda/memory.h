@@ -38,7 +38,7 @@ class MemoryPool {
     Graph* owner;  // the graph that captured it
     bool own;      // has memory of its own, rather than a part of a slab
   };
-  void* fresh(uint64_t size);
+  void* fresh(uint64_t size, bool exact);
 
   std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;
