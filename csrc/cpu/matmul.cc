@@ -8,10 +8,6 @@ namespace {
 uint64_t matmulWorkspace(const MMCall* c) { return numel(out(c, 0)) ? gemmWorkspace(matmulProduct(c)) : 0; }
 int32_t matmul(const MMCall* c) { return numel(out(c, 0)) ? gemm(matmulProduct(c), c->workspace) : MM_OK; }
 
-uint64_t sumBytes(const Gemm& g, const MMTensorView& to) {
-  return repeats(g) && to.dtype != MM_F32 ? (uint64_t(numel(to)) * sizeof(float) + 63) & ~uint64_t(63) : 0;
-}
-
 int32_t sumProducts(const Gemm& g, const MMTensorView& to, char* workspace) {
   if (!repeats(g)) return gemm(g, workspace);
   const uint64_t bytes = sumBytes(g, to);
@@ -28,18 +24,7 @@ int32_t sumProducts(const Gemm& g, const MMTensorView& to, char* workspace) {
   return MM_OK;
 }
 
-uint64_t matmulBackwardWorkspace(const MMCall* c) {
-  using namespace ops::matmul_bwd;
-  if (!numel(in(c, DY))) return 0;
-  uint64_t most = 0;
-  for (int slot : {DA, DB}) {
-    if (!hasOut(c, slot)) continue;
-    const Gemm g = matmulGradient(c, slot);
-    const uint64_t bytes = sumBytes(g, out(c, slot)) + gemmWorkspace(once(g));
-    most = bytes > most ? bytes : most;
-  }
-  return most;
-}
+uint64_t matmulBackwardWorkspace(const MMCall* c) { return matmulGradientsWorkspace(c, gemmWorkspace); }
 
 int32_t matmulBackward(const MMCall* c) {
   using namespace ops::matmul_bwd;

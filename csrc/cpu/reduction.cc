@@ -1,26 +1,10 @@
 // sum, mean, max over one axis or all, and their gradients, on the reductions of cpu/reduce.h.
-#include "ops/reduction.h"
-
 #include "cpu/kernel.h"
 #include "cpu/reduce.h"
+#include "ops/reduced_view.h"
 
 namespace mm::cpu::MM_ISA {
 namespace {
-
-// `v`, dense and of x's shape without the reduced axes (or with size 1 there), seen with x's rank.
-MMTensorView expanded(const MMTensorView& x, const MMTensorView& v, int64_t axis) {
-  int64_t first, last;
-  ops::reduction::axisRange(axis, x.ndim, &first, &last);
-  MMTensorView e = v;
-  e.ndim = x.ndim;
-  int64_t step = 1;
-  for (int i = x.ndim - 1; i >= 0; i--) {
-    e.shape[i] = i >= first && i < last ? 1 : x.shape[i];
-    e.stride[i] = step;
-    step *= e.shape[i];
-  }
-  return e;
-}
 
 Reduction<2> plan(const MMTensorView& x, const MMTensorView& y, int64_t axis) {
   const MMTensorView target = expanded(x, y, axis);

@@ -11,10 +11,6 @@ namespace {
 uint64_t matmulWorkspace(const MMCall* c) { return numel(out(c, 0)) ? gemmWorkspace(matmulProduct(c)) : 0; }
 int32_t matmul(const MMCall* c) { return numel(out(c, 0)) ? gemm(c, matmulProduct(c), c->workspace) : MM_OK; }
 
-uint64_t sumBytes(const Gemm& g, const MMTensorView& to) {
-  return repeats(g) && to.dtype != MM_F32 ? (uint64_t(numel(to)) * sizeof(float) + 255) & ~uint64_t(255) : 0;
-}
-
 template <class T>
 __global__ void roundKernel(const float* __restrict__ x, T* __restrict__ y, int64_t n) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -34,18 +30,7 @@ int32_t sumProducts(const MMCall* c, const Gemm& g, const MMTensorView& to, char
   return status;
 }
 
-uint64_t matmulBackwardWorkspace(const MMCall* c) {
-  using namespace ops::matmul_bwd;
-  if (!numel(in(c, DY))) return 0;
-  uint64_t most = 0;
-  for (int slot : {DA, DB}) {
-    if (!hasOut(c, slot)) continue;
-    const Gemm g = matmulGradient(c, slot);
-    const uint64_t bytes = sumBytes(g, out(c, slot)) + gemmWorkspace(once(g));
-    most = bytes > most ? bytes : most;
-  }
-  return most;
-}
+uint64_t matmulBackwardWorkspace(const MMCall* c) { return matmulGradientsWorkspace(c, gemmWorkspace); }
 
 int32_t matmulBackward(const MMCall* c) {
   using namespace ops::matmul_bwd;

@@ -168,6 +168,25 @@ inline Gemm once(Gemm g) {
   return g;
 }
 
+// Where a 16-bit gradient is such a sum, it is added up in f32 at the start of the workspace.
+inline uint64_t sumBytes(const Gemm& g, const MMTensorView& to) {
+  return repeats(g) && to.dtype != MM_F32 ? (uint64_t(numel(to)) * sizeof(float) + 255) & ~uint64_t(255) : 0;
+}
+
+// The workspace of matmul's gradients, which are computed one after the other; gemmBytes(product): that of one product.
+template <class F>
+uint64_t matmulGradientsWorkspace(const MMCall* c, F&& gemmBytes) {
+  using namespace ops::matmul_bwd;
+  uint64_t most = 0;
+  for (int slot : {DA, DB}) {
+    if (!hasOut(c, slot) || !numel(in(c, DY))) continue;
+    const Gemm g = matmulGradient(c, slot);
+    const uint64_t bytes = sumBytes(g, out(c, slot)) + gemmBytes(once(g));
+    most = bytes > most ? bytes : most;
+  }
+  return most;
+}
+
 // Calls step(product) for every product of a sum, in order, each adding to the last; they go to `sums` in f32.
 template <class F>
 int32_t eachSummand(const Gemm& g, float* sums, F&& step) {
