@@ -53,7 +53,7 @@ function run(command, tool, part, jobs) {
  * What initcheck says though it is not so: it does not see what cuBLASLt's kernels for Hopper write (by bulk copies from shared
  * memory), so the kernel that finishes their results seems to read what nobody wrote. The same run checks these results.
  */
-const unfounded = /^Uninitialized .* epilogueKernel</;
+const unfounded = /^Uninitialized .*\bepilogueKernel</;
 
 /** Errors and warnings that a tool counted, and what they were: its first line and the kernel, by how often. */
 function judge({ code, name, output }) {
