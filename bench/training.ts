@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { createInterface } from 'node:readline';
@@ -101,7 +102,9 @@ const { model, objective, optimisation } = subject(values.model, teacher);
 const parameters = model.parameters().filter((p) => p.trainable);
 const optimizer = new AdamW(parameters, optimisation);
 const source = new EmojiLoader(task.batches({ batchSize: 128, seed: 1 }), { workers: loaderWorkers(device) });
-using metrics = new MetricsFile(join(packageRoot, '.cache', 'bench-training.jsonl'), 0);
+const scratch = mkdtempSync(join(tmpdir(), 'mmmamba-bench-'));
+process.on('exit', () => rmSync(scratch, { recursive: true }));
+using metrics = new MetricsFile(join(scratch, 'metrics.jsonl'), 0);
 
 let done = 0;
 let shape = { length: 0, labels: 0 };

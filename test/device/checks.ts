@@ -20,7 +20,7 @@ import { AdamW } from '../../lib/train/optimizer.js';
 import { silentProgress } from '../../lib/train/progress.js';
 import { layerObjective } from '../../lib/train/stages/layers.js';
 import { logitObjective } from '../../lib/train/stages/logits.js';
-import { answerObjective } from '../../lib/train/teacher.js';
+import { answerObjective, type AnswerInputs } from '../../lib/train/teacher.js';
 import { trainableIn } from '../../lib/train/trainable.js';
 import type { Batch } from '../../lib/train/data/emoji/index.js';
 
@@ -188,11 +188,10 @@ export const checks: readonly Check[] = [
     async run(device) {
       using a = Tensor.from([1, 2, 3], [3], { device });
       await rejects(() => Graph.capture(device, () => add({ a, b: Tensor.from([1, 2, 3], [3], { device }) })), 'ERR_KERNEL', /upload cannot be captured/);
-      await rejects(
-        () => Graph.capture(device, () => void a.data().catch(() => undefined)),
-        'ERR_KERNEL',
-        /read cannot be captured/,
-      );
+      let read: Promise<unknown> | undefined;
+      const recordRead = (): void => void (read = a.data()).catch(() => undefined);
+      (await Graph.capture(device, recordRead)).dispose();
+      await rejects(() => read!, 'ERR_KERNEL', /read cannot be captured/);
       await rejects(
         () => Graph.capture(device, () => Promise.resolve(a)),
         'ERR_ARGUMENT',
@@ -210,12 +209,14 @@ export const checks: readonly Check[] = [
       using model = await open(device);
       model.setTrainable(() => true);
       const objective = answerObjective(model, { labelSmoothing: 0 });
-      const loss = async (rows: Batch): Promise<number> => {
+      using held = new Scope();
+      const inputs = (rows: Batch): AnswerInputs => held.run(() => scope(() => objective.inputs(rows)));
+      const loss = async (rows: AnswerInputs): Promise<number> => {
         using made = new Scope();
-        return made.run(() => scope(() => objective.gradients(objective.inputs(rows)))).loss.item();
+        return made.run(() => scope(() => objective.gradients(rows))).loss.item();
       };
-      const small = batch(model, 1, 2);
-      const large = batch(model, 2, 512);
+      const small = inputs(batch(model, 1, 2));
+      const large = inputs(batch(model, 2, 512));
       const before = await loss(small);
       const parameters = await bits(model.parameters().map((p) => p.value));
 
