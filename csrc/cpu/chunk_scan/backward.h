@@ -76,9 +76,7 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
         if (s.initial && count) loadState(s, s.initial + pair * s.stateSize(), true, states);
         for (int64_t i = 0; i + 1 < count; i++) {
           const Place at = placeOf(s, sequence, i, head);
-          loadDecay<T, KIND>(s, at, st, w);
-          loadK<T>(s, at, w);
-          loadV<T, KIND>(s, at, st, w);
+          loadChunk<T, KIND>(s, at, false, st, w);
           float* next = states + (i + 1) * size;
           stateIncrement<KIND>(s, at.length, st, w, true, next);
           if (i || s.initial) advance<KIND>(s.p, s.nv, w.total, true, states + i * size, next, next);
@@ -87,10 +85,7 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
         if (hasGradient) loadState(s, g.dFinal + pair * s.stateSize(), false, w.state);
         for (int64_t i = count - 1; i >= 0; i--) {
           const Place at = placeOf(s, sequence, i, head);
-          loadDecay<T, KIND>(s, at, st, w);
-          loadQ<T>(s, at, w);
-          loadK<T>(s, at, w);
-          loadV<T, KIND>(s, at, st, w);
+          loadChunk<T, KIND>(s, at, true, st, w);
           loadUpstream<T>(s, g, at, w);
           if (hasGradient) loadTransposed(s.n, s.p, w.state, s.pv, w.dstateT, s.nv);
           chunkGradient<T, KIND>(s, g, at, st, w, i || s.initial ? states + i * size : nullptr, hasGradient ? w.state : nullptr,
@@ -111,10 +106,7 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
       Steps st;
       for (int64_t index = begin; index < end; index++) {
         const Place at = placeOf(s, index);
-        loadDecay<T, KIND>(s, at, st, w);
-        loadQ<T>(s, at, w);
-        loadK<T>(s, at, w);
-        loadV<T, KIND>(s, at, st, w);
+        loadChunk<T, KIND>(s, at, true, st, w);
         loadUpstream<T>(s, g, at, w);
         stateIncrement<KIND>(s, at.length, st, w, true, plan.states + index * sizeT);
         stateGradient<KIND>(s, at.length, st, w, plan.dstates + index * sizeD);
@@ -131,10 +123,7 @@ void backward(const Scan& s, const Gradient& g, const Plan& plan) {
         const Sequence& seq = s.sequence[at.sequence];
         const bool first = at.start == seq.start && !s.initial;
         const bool last = at.start + at.length == seq.start + seq.length && !g.dFinal;
-        loadDecay<T, KIND>(s, at, st, w);
-        loadQ<T>(s, at, w);
-        loadK<T>(s, at, w);
-        loadV<T, KIND>(s, at, st, w);
+        loadChunk<T, KIND>(s, at, true, st, w);
         loadUpstream<T>(s, g, at, w);
         const float* dstate = last ? nullptr : plan.dstates + index * sizeD;
         if (dstate) loadTransposed(s.n, s.p, dstate, s.pv, w.dstateT, s.nv);

@@ -90,6 +90,13 @@ void loadV(const Scan& s, const Place& at, const Steps& st, Scratch& w) {
   loadRows(at.length, s.p, s.v.at<const T>(at.batch, at.start, at.head), s.v.time, w.v, s.pv, 1.f,
            KIND == Decay::Head && s.rate ? st.w : nullptr);
 }
+template <class T, Decay KIND>
+void loadChunk(const Scan& s, const Place& at, bool queries, Steps& st, Scratch& w) {
+  loadDecay<T, KIND>(s, at, st, w);
+  if (queries) loadQ<T>(s, at, w);
+  loadK<T>(s, at, w);
+  loadV<T, KIND>(s, at, st, w);
+}
 // x *= decay from the chunk's start to the step (up), or from the step to the chunk's end (down)
 template <Decay KIND>
 void decayRows(const Scan& s, int64_t len, const Steps& st, const Scratch& w, bool up, float* x) {

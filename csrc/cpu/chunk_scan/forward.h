@@ -83,10 +83,7 @@ void forward(const Scan& s, const Plan& plan) {
         if (hasState) loadState(s, s.initial + pair * s.stateSize(), false, w.state);
         for (int64_t i = 0; i < count; i++) {
           const Place at = placeOf(s, sequence, i, head);
-          loadDecay<T, KIND>(s, at, st, w);
-          loadQ<T>(s, at, w);
-          loadK<T>(s, at, w);
-          loadV<T, KIND>(s, at, st, w);
+          loadChunk<T, KIND>(s, at, true, st, w);
           chunkOutput<T, KIND>(s, at, st, w, hasState ? w.state : nullptr);
           if (i + 1 == count && !s.final) break;
           stateIncrement<KIND>(s, at.length, st, w, false, hasState ? w.inc : w.state);
@@ -106,9 +103,7 @@ void forward(const Scan& s, const Plan& plan) {
     Steps st;
     for (int64_t index = begin; index < end; index++) {
       const Place at = placeOf(s, index);
-      loadDecay<T, KIND>(s, at, st, w);
-      loadK<T>(s, at, w);
-      loadV<T, KIND>(s, at, st, w);
+      loadChunk<T, KIND>(s, at, false, st, w);
       stateIncrement<KIND>(s, at.length, st, w, false, plan.states + index * size);
       if (KIND != Decay::None) std::memcpy(plan.totals + index * width, w.total, size_t(width) * sizeof(float));
     }
@@ -119,10 +114,7 @@ void forward(const Scan& s, const Plan& plan) {
     Steps st;
     for (int64_t index = begin; index < end; index++) {
       const Place at = placeOf(s, index);
-      loadDecay<T, KIND>(s, at, st, w);
-      loadQ<T>(s, at, w);
-      loadK<T>(s, at, w);
-      loadV<T, KIND>(s, at, st, w);
+      loadChunk<T, KIND>(s, at, true, st, w);
       const bool fresh = at.start == s.sequence[at.sequence].start && !s.initial;
       chunkOutput<T, KIND>(s, at, st, w, fresh ? nullptr : plan.states + index * size);
     }
