@@ -25,20 +25,22 @@ bool built() {
 
 template <class T, int D>
 bool runGradients(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status) {
-  constexpr int kKeys = 64, kKeyStages = D > 64 ? 3 : 4, kQueryStages = 4;
+  constexpr int kKeyStages = D > 64 ? 3 : 4, kKeys = 128, kQueryStages = D > 64 ? 2 : 3;
   using KeyLayout = KeyGradientLayout<D, kKeyStages>;
   using QueryLayout = QueryGradientLayout<D, kKeys, kQueryStages>;
   BackwardMaps byKeys, byQueries;
   if (!encodeMaps(c, KeyLayout::Streamed::rows, KeyLayout::Resident::rows, byKeys)) return false;
   if (!encodeMaps(c, QueryLayout::Resident::rows, QueryLayout::Streamed::rows, byQueries)) return false;
-  if (hasOut(c, DK) || hasOut(c, DV))
-    status = launch(c, attentionKeyGradientWgmmaKernel<T, D, kKeyStages>,
-                    dim3(unsigned(tileSlots(p, p.keys, KeyLayout::Resident::rows) * p.kvHeads)), dim3(kGradientThreads), KeyLayout::shared, p, x,
-                    byKeys);
-  if (!status && hasOut(c, DQ))
-    status = launch(c, attentionQueryGradientWgmmaKernel<T, D, kKeys, kQueryStages, true>,
-                    dim3(unsigned(tileSlots(p, p.queries, QueryLayout::Resident::rows) * p.heads)), dim3(kGradientThreads),
-                    QueryLayout::shared, p, x, byQueries);
+  if (hasOut(c, DK) || hasOut(c, DV)) {
+    const BlockOrder order = blockOrder<KeyLayout::Resident::rows, true>(p, deviceOf(c).l2Bytes);
+    status = launch(c, attentionKeyGradientWgmmaKernel<T, D, kKeyStages>, dim3(order.blocks()), dim3(kGradientThreads),
+                    KeyLayout::shared, p, order, x, byKeys);
+  }
+  if (!status && hasOut(c, DQ)) {
+    const BlockOrder order = blockOrder<QueryLayout::Resident::rows, false>(p, deviceOf(c).l2Bytes);
+    status = launch(c, attentionQueryGradientWgmmaKernel<T, D, kKeys, kQueryStages>, dim3(order.blocks()), dim3(kGradientThreads),
+                    QueryLayout::shared, p, order, x, byQueries);
+  }
   return true;
 }
 

@@ -4,8 +4,8 @@
 //   dV = P^T dO, dK = scale dS^T q   by tiles of 128 keys, past which the queries of all heads of the group run
 //   dQ = scale dS k                  by tiles of 128 queries, past which the keys run
 //
-// A block is two consumer warpgroups and one producer warp. The resident operands (k and v; q and dO) stay in shared memory or in
-// registers, the others stream through a ring of stages, each with a barrier that says it is full and one that says it is free.
+// A block is two consumer warpgroups and one producer warp. The resident operands (k and v; q and dO) stay in shared memory, the
+// others stream through a ring of stages, each with a barrier that says it is full and one that says it is free.
 //
 // Keys: a warpgroup owns 64 keys and computes S^T = k q^T and dP^T = v dO^T, 64 keys x 64 queries, straight in the layout of the a
 // operand of the second products: P^T and dS^T are packed in registers, and dO and q, k-major in the first products, are read
@@ -14,10 +14,12 @@
 //
 // Within a warpgroup the products of the next step are issued before the exponentials of this one need the registers, and the two
 // warpgroups fill each other's gaps. Nothing is summed across blocks: the same bits every time.
+//
+// Tried on an H100, TFLOP/s at L = 32768 / 8192, H = 16, Hk = 8, D = 128, causal. dQ: 128 keys a step 725 / 672, 64 keys 719 / 678,
+// 64 keys with q and dO in registers 653 / 667. dK and dV: 2, 3 and 4 stages 662, 661, 654 / 605, 683, 607. D = 64, dQ: 128 keys 558
+// at 8192, 64 keys 547.
 #pragma once
-#include "cuda/attention.cuh"
-#include "cuda/common/tma.cuh"
-#include "cuda/common/wgmma.cuh"
+#include "cuda/attention_hopper.cuh"
 
 namespace mm::cuda {
 
@@ -27,7 +29,7 @@ struct BackwardMaps {
 };
 
 constexpr int kGradientConsumers = 2, kGradientThreads = 128 * (kGradientConsumers + 1);
-constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+constexpr int kGradientRegisters = 240;  // of a consumer
 
 // Shared memory: resident tiles, stages, numbers of the rows of stages, barriers (full and free of each stage, resident).
 template <int D, int RESIDENT, int STREAMED, int STAGES, bool STATS>
@@ -43,55 +45,10 @@ using KeyGradientLayout = GradientLayout<D, 128, 64, STAGES, true>;
 template <int D, int KEYS, int STAGES>
 using QueryGradientLayout = GradientLayout<D, 128, KEYS, STAGES, false>;
 
-// The ring of stages as one of its users walks it.
-template <int STAGES>
-struct Ring {
-  int stage = STAGES - 1, parity = 1;
-  __device__ __forceinline__ void advance() {
-    if (++stage == STAGES) stage = 0, parity ^= 1;
-  }
-};
-
-// Steps that this many queries or keys of a warpgroup need, out of all steps of the block.
-__device__ __forceinline__ Span stepsOf(Span mine, Span all, int size) {
-  if (mine.end <= mine.begin) return {0, 0};
-  return {(mine.begin - all.begin) / size, (mine.end - all.begin + size - 1) / size};
-}
-
-// Zeros in rows [rows, ROWS) of the two tiles of a stage, by one warpgroup: of a packed sequence the copy also brought rows of the
-// next one, which may hold anything, and zero times that must be zero. Both warpgroups write the same.
-template <class Tile>
-__device__ __forceinline__ void clearRows(char* stage, int rows, int thread, int barrier) {
-  for (int i = thread; i < 2 * Tile::slabs * (Tile::rows - rows) * 8; i += 128) {
-    const int piece = i % 8, row = rows + i / 8 % (Tile::rows - rows), slab = i / 8 / (Tile::rows - rows);
-    *reinterpret_cast<uint4*>(stage + slab * Tile::slabBytes + row * 128 + piece * 16) = uint4{0, 0, 0, 0};
-  }
-  fenceAsyncProxy();
-  syncWarpgroup(barrier);
-}
-
-// Writes a warp's 16 rows of an accumulator times a factor to rows [row, row + 16) of a tile, and from there to a strided result.
-template <class T, class Tile, int R>
-__device__ __forceinline__ void storeGradient(char* tile, int row, const float (&d)[R], float factor, T* global, int64_t stride, int rows,
-                                              int dim, int lane) {
-  const int g = lane / 4, t = lane % 4;
-#pragma unroll
-  for (int j = 0; j < R / 4; j++) {
-    *reinterpret_cast<uint32_t*>(tile + Tile::offset(row + g, j) + t * 4) = pack2<T>(d[4 * j] * factor, d[4 * j + 1] * factor);
-    *reinterpret_cast<uint32_t*>(tile + Tile::offset(row + g + 8, j) + t * 4) = pack2<T>(d[4 * j + 2] * factor, d[4 * j + 3] * factor);
-  }
-  __syncwarp();
-  constexpr int PIECES = Tile::dim / 8;
-  for (int i = lane; i < 16 * PIECES; i += 32) {
-    const int r = i / PIECES, piece = i % PIECES;
-    if (r < rows && piece * 8 < dim)
-      *reinterpret_cast<uint4*>(global + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + Tile::offset(row + r, piece));
-  }
-}
-
 template <class T, int D, int STAGES>
 __global__ void __launch_bounds__(kGradientThreads, 1)
-    attentionKeyGradientWgmmaKernel(AttentionProblem p, BackwardOperands<T> x, const __grid_constant__ BackwardMaps maps) {
+    attentionKeyGradientWgmmaKernel(AttentionProblem p, BlockOrder order, BackwardOperands<T> x,
+                                    const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = KeyGradientLayout<D, STAGES>;
   using Keys = typename Layout::Resident;
@@ -100,10 +57,9 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   extern __shared__ __align__(1024) char dynamic[];
   char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
   const uint32_t base = sharedAddress(shared), full = base + Layout::barriers, empty = full + 8 * STAGES, resident = empty + 8 * STAGES;
-  const int kvHead = int(blockIdx.x) % p.kvHeads;  // early keys first: most queries see them under a causal mask
   AttentionSequence s;
-  int first;
-  if (!findTile<Keys::rows, true>(p, int(blockIdx.x) / p.kvHeads, s, first)) return;
+  int kvHead, first;  // early keys first: most queries see them under a causal mask
+  if (!orderedTile<Keys::rows, true>(p, order, s, kvHead, first)) return;
   const Span queries = p.queriesOf(s, first, min(first + Keys::rows, s.keys));
   // Steps run over the heads of the group and, within a head, over blocks of queries.
   const int blocks = queries.end > queries.begin ? (queries.end - queries.begin + QUERIES - 1) / QUERIES : 0, steps = blocks * p.group;
@@ -151,7 +107,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     return;
   }
 
-  raiseRegisters<kConsumerRegisters>();
+  raiseRegisters<kGradientRegisters>();
   const int key = first + group * 64, keys = min(64, s.keys - key), offset = s.keys - s.queries;
   const Span mine = stepsOf(keys > 0 ? p.queriesOf(s, key, key + keys) : Span{0, 0}, queries, QUERIES);
   const uint64_t kA = tileDescriptor(base + Keys::rowOffset(group * 64)), vA = shifted(kA, Keys::bytes);
@@ -280,17 +236,17 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   syncWarpgroup(1 + group);  // the warpgroup's rows of k and v now bring the gradients into whole rows
   const int row = group * 64 + warp * 16, rows = min(16, keys - warp * 16);
   const int64_t l = s.firstKey + key + warp * 16;
-  if (x.dK.data) storeGradient<T, Keys>(shared, row, dK, p.scale, x.dK.at(s.batch, l, kvHead), x.dK.row, rows, p.dim, lane);
-  if (x.dV.data) storeGradient<T, Keys>(shared + Keys::bytes, row, dV, 1.f, x.dV.at(s.batch, l, kvHead), x.dV.row, rows, p.dim, lane);
+  if (x.dK.data) storeTile<T, Keys>(shared, row, dK, p.scale, p.scale, x.dK.at(s.batch, l, kvHead), x.dK.row, rows, p.dim, lane);
+  if (x.dV.data) storeTile<T, Keys>(shared + Keys::bytes, row, dV, 1.f, 1.f, x.dV.at(s.batch, l, kvHead), x.dV.row, rows, p.dim, lane);
 #else
   __trap();
 #endif
 }
 
-// HELD: q and dO stay in registers.
-template <class T, int D, int KEYS, int STAGES, bool HELD>
+template <class T, int D, int KEYS, int STAGES>
 __global__ void __launch_bounds__(kGradientThreads, 1)
-    attentionQueryGradientWgmmaKernel(AttentionProblem p, BackwardOperands<T> x, const __grid_constant__ BackwardMaps maps) {
+    attentionQueryGradientWgmmaKernel(AttentionProblem p, BlockOrder order, BackwardOperands<T> x,
+                                      const __grid_constant__ BackwardMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Layout = QueryGradientLayout<D, KEYS, STAGES>;
   using Queries = typename Layout::Resident;
@@ -298,10 +254,9 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   extern __shared__ __align__(1024) char dynamic[];
   char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
   const uint32_t base = sharedAddress(shared), full = base + Layout::barriers, empty = full + 8 * STAGES, resident = empty + 8 * STAGES;
-  const int head = int(blockIdx.x) % p.heads, slot = int(gridDim.x) / p.heads - 1 - int(blockIdx.x) / p.heads;
   AttentionSequence s;
-  int first;
-  if (!findTile<Queries::rows, false>(p, slot, s, first)) return;
+  int head, first;
+  if (!orderedTile<Queries::rows, false>(p, order, s, head, first)) return;
   const Span keys = {p.keysOf(s, first).begin, p.keysOf(s, min(first + Queries::rows, s.queries) - 1).end};
   const int steps = keys.end > keys.begin ? (keys.end - keys.begin + KEYS - 1) / KEYS : 0;
 
@@ -330,14 +285,14 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     return;
   }
 
-  raiseRegisters<kConsumerRegisters>();
+  raiseRegisters<kGradientRegisters>();
   const int query = first + group * 64, queries = min(64, s.queries - query);
   const Span early = p.keysOf(s, query), late = p.keysOf(s, query + queries - 1);  // of the first and of the last query
   const Span mine = stepsOf(queries > 0 ? Span{early.begin, late.end} : Span{0, 0}, keys, KEYS);
   const uint64_t qA = tileDescriptor(base + Queries::rowOffset(group * 64)), dOA = shifted(qA, Queries::bytes);
   const uint64_t stageB = tileDescriptor(base + Layout::stage, Keys::slabBytes);
   float dQ[D / 2], w[KEYS / 2], dP[KEYS / 2], lse2[2], delta[2];
-  uint32_t slopes[KEYS / 16][4], heldQ[HELD ? D / 16 : 1][4], heldDO[HELD ? D / 16 : 1][4];
+  uint32_t slopes[KEYS / 16][4];
 #pragma unroll
   for (int i = 0; i < D / 2; i++) dQ[i] = 0.f;
 #pragma unroll
@@ -359,12 +314,10 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   const auto release = [&](int stage) {
     if (lane == 0) arrive(empty + 8 * stage);
   };
-  const auto issueScores = [&](float (&acc)[KEYS / 2], uint64_t a, const uint32_t (&held)[HELD ? D / 16 : 1][4], uint64_t b) {
+  const auto issueScores = [&](float (&acc)[KEYS / 2], uint64_t a, uint64_t b) {
 #pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-      if constexpr (HELD) multiply<T, false>(acc, held[k], shifted(b, Keys::channels(k)), k > 0);
-      else multiply<T, false, false>(acc, shifted(a, Queries::channels(k)), shifted(b, Keys::channels(k)), k > 0);
-    }
+    for (int k = 0; k < D / 16; k++)
+      multiply<T, false, false>(acc, shifted(a, Queries::channels(k)), shifted(b, Keys::channels(k)), k > 0);
     commitProducts();
   };
   // A step, with S and dP under way; leaves dQ under way.
@@ -400,14 +353,6 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   };
 
   waitBarrier(resident, 0);
-  if constexpr (HELD) {
-    const uint32_t row = warp * 16 + group * 64 + lane % 16;
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-      ldmatrix4(heldQ[k], base + Queries::offset(row, 2 * k + lane / 16));
-      ldmatrix4(heldDO[k], base + Queries::bytes + Queries::offset(row, 2 * k + lane / 16));
-    }
-  }
   int step = 0;
   const auto skip = [&] {
     next(step);
@@ -419,8 +364,8 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     next(step);
     const uint64_t b = shifted(stageB, ring.stage * Layout::stageBytes);
     fenceProducts();
-    issueScores(w, qA, heldQ, b);
-    issueScores(dP, dOA, heldDO, shifted(b, Keys::bytes));
+    issueScores(w, qA, b);
+    issueScores(dP, dOA, shifted(b, Keys::bytes));
 #pragma unroll 1
     for (;;) {
       compute(step);
@@ -429,11 +374,11 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
       next(step);
       const uint64_t b = shifted(stageB, ring.stage * Layout::stageBytes);
       fenceProducts();
-      issueScores(w, qA, heldQ, b);
+      issueScores(w, qA, b);
       waitProducts<1>();  // dS stands in the registers of the next dP
       release(stage);
       fenceProducts();
-      issueScores(dP, dOA, heldDO, shifted(b, Keys::bytes));
+      issueScores(dP, dOA, shifted(b, Keys::bytes));
     }
     waitProducts<0>();
     release(ring.stage);
@@ -442,8 +387,9 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
 
   settle(dQ);
   syncWarpgroup(1 + group);
-  storeGradient<T, Queries>(shared, group * 64 + warp * 16, dQ, p.scale, x.dQ.at(s.batch, s.firstQuery + query + warp * 16, head), x.dQ.row,
-                            min(16, queries - warp * 16), p.dim, lane);
+  const int row = group * 64 + warp * 16;
+  storeTile<T, Queries>(shared, row, dQ, p.scale, p.scale, x.dQ.at(s.batch, s.firstQuery + first + row, head), x.dQ.row,
+                        min(16, s.queries - first - row), p.dim, lane);
 #else
   __trap();
 #endif

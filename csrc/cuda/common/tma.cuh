@@ -27,14 +27,16 @@ __device__ __forceinline__ void arriveBehindCopies(uint32_t barrier) {
 }
 __device__ __forceinline__ void waitBarrier(uint32_t barrier, int parity) {
   asm volatile(
-      "{\n.reg .pred p;\nmm_wait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra mm_done;\nbra mm_wait;\nmm_done:\n}" ::"r"(barrier),
+      "{\n.reg .pred p;\nmm_wait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra mm_done;\nbra mm_wait;\n"
+      "mm_done:\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
 }
 
 // One box of a map: 64 channels from `channel` on of rows from `row` on, of one head and batch entry, into a slab. Rows and
 // channels outside the tensor become zeros.
-__device__ __forceinline__ void copyBox(uint32_t slab, const CUtensorMap& map, uint32_t barrier, int channel, int row, int head, int batch) {
+__device__ __forceinline__ void copyBox(uint32_t slab, const CUtensorMap& map, uint32_t barrier, int channel, int row, int head,
+                                        int batch) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(slab),
       "l"(&map), "r"(barrier), "r"(channel), "r"(row), "r"(head), "r"(batch)
