@@ -188,6 +188,9 @@ __device__ __forceinline__ void sumColumns(const float (&v)[R], float* parts, fl
 }
 
 // ---- decay per channel: factors of a slice of C channels. Thread (n, sub) has channel n of one sub-chunk.
+//
+// Loops over a sub-chunk count from 0 to kSub and are unrolled. Written as t = sub * kSub; t < (sub + 1) * kSub, ptxas 13.0 (sm_90a)
+// made 16 rounds of some, and then a loop of 21 more that it enters without asking whether any is left.
 
 template <int R>
 struct ChannelThread {
@@ -214,8 +217,10 @@ __device__ __forceinline__ void loadDecay(float* eg, float* total, const Scan& s
   __syncthreads();
   const ChannelThread<R> me;
   if (me.works()) {
+    const float* steps = eg + me.sub * kSub * kPitch<R> + me.n;
     float run = 1.f;
-    for (int t = me.sub * kSub; t < (me.sub + 1) * kSub; t++) run *= eg[t * kPitch<R> + me.n];
+#pragma unroll
+    for (int t = 0; t < kSub; t++) run *= steps[t * kPitch<R>];
     total[me.sub * C + me.n] = run;
   }
   __syncthreads();
