@@ -279,14 +279,16 @@ __device__ __forceinline__ void channelScores(float* att, float (&off)[R][R], fl
         acc[t] = fmaf(q[at], x, acc[t]);
       }
     }
-    // lane t gets the sum over the lanes of acc[t]: halves are exchanged
+    // lane t gets the sum over the lanes of acc[t]: halves are exchanged. All indices of acc must be known when compiled, also of what
+    // is chosen between, or it lies in memory.
 #pragma unroll
-    for (int d = 8; d > 0; d /= 2)
+    for (int d = kSub / 2; d > 0; d /= 2)
 #pragma unroll
-      for (int t = 0; t < d; t++) {
+      for (int t = 0; t < kSub / 2; t++) {
+        if (t >= d) continue;
         const bool upper = lane & d;
-        const float other = __shfl_xor_sync(kAllLanes, upper ? acc[t] : acc[t + d], d);
-        acc[t] = (upper ? acc[t + d] : acc[t]) + other;
+        const float low = acc[t], high = acc[t + d];
+        acc[t] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, d);
       }
     float* to = att + (sub * kSub + lane) * kPitch<R> + sub * kSub + u;
     *to = firstSlice ? acc[0] : *to + acc[0];
