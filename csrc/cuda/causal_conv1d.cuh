@@ -10,6 +10,8 @@
 //             neighbouring outputs a lane. The earlier inputs come from the lane before, those of the first lane from the last
 //             lane's chunk before or, at the begin of a segment, from memory.
 //   elements  everything else (any width and strides, packed channel-first): one thread an output.
+// bf16 on an H100, W = 4, of the copy rate: rows, V x R: 4 x 8 and 4 x 16 98 %, 4 x 4 89 %, 2 x 8 93 %, 8 x 8, short of registers, 84 %;
+// lines: U = 2 to 8 98 %, 1 96 %.
 // Vectors are used where addresses and strides allow it, else single elements; this is decided when the call runs.
 //
 // cuSeqlens is read on the device and cannot be refused there: starts are clamped to [0, L] and a sequence is taken to hold the
@@ -364,7 +366,8 @@ __device__ __forceinline__ void turnEdge(const ConvWords<T, kVector<T>>& words, 
 
 // The inputs from step t - W + 1 on of a chunk at t.
 template <int W, class T, int V>
-__device__ __forceinline__ void chunkInputs(const uint32_t (&edge)[kConvEdge<T, W>], const ConvWords<T, V>& words, float (&values)[W - 1 + V]) {
+__device__ __forceinline__ void chunkInputs(const uint32_t (&edge)[kConvEdge<T, W>], const ConvWords<T, V>& words,
+    float (&values)[W - 1 + V]) {
   constexpr int E = kConvEdge<T, W>, N = E * 4 / int(sizeof(T));
   ConvWords<T, N> before;
 #pragma unroll

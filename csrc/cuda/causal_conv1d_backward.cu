@@ -65,7 +65,7 @@ struct Plan {
     if (hasOut(c, DX) && !followsPath(path, out(c, DX))) path = ConvPath::elements;
     copies = !followsPath(path, dy);
     if (path == ConvPath::rows) {
-      const RowsPlan vectors(x, kConvBwdRowBytes / size, multiprocessors), single(x, 1, multiprocessors);
+      const RowsPlan vectors(x, kConvBwdBytes / size, multiprocessors), single(x, 1, multiprocessors);
       parts = vectors.parts > single.parts ? vectors.parts : single.parts;
     } else if (path == ConvPath::lines) {
       parts = x.shape[0] * LinesPlan(x, 16 / size, 1).parts;  // longer segments have less
@@ -103,12 +103,13 @@ bool writesSums(const MMCall* c, ConvGradients<T>& to, int64_t parts) {
 
 template <class T, int W, int V>
 int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGradients<T> to, int64_t& parts) {
+  constexpr int R = V > 1 ? kConvAhead : 2 * kConvAhead;
   const RowsPlan rows(plan.x, V, deviceOf(c).multiprocessors);
   parts = writesSums(c, to, rows.parts) ? 0 : rows.parts;
   return dispatchBool(v.silu, [&](auto silu) {
-    return launch(c, causalConv1dRowsBwdKernel<T, W, V, kConvRowsAhead, kConvRowsBlocks, decltype(silu)::value>, dim3(unsigned(rows.columns * rows.parts)),
-        dim3(rows.lanes, rows.rows), 0, v, to, unsigned(rows.columns), unsigned(rows.slices), unsigned(v.batch * rows.slices), rows.each,
-        unsigned(rows.parts));
+    return launch(c, causalConv1dRowsBwdKernel<T, W, V, R, kConvRowsBlocks, decltype(silu)::value>,
+        dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, rows.rows), 0, v, to, unsigned(rows.columns), unsigned(rows.slices),
+        unsigned(v.batch * rows.slices), rows.each, unsigned(rows.parts));
   });
 }
 
@@ -118,9 +119,9 @@ int32_t launchLines(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGra
   const int64_t count = v.batch * v.channels;
   parts = writesSums(c, to, v.batch * lines.parts) ? 0 : v.batch * lines.parts;
   return dispatchBool(v.silu, [&](auto silu) {
-    return launch(c, causalConv1dLinesBwdKernel<T, W, U, 2, decltype(silu)::value, WHOLE>,
-        convGrid((count * lines.parts) << lines.teamShift, kConvLinesBwdThreads), dim3(kConvLinesBwdThreads), 0, v, to, unsigned(lines.parts),
-        unsigned(count), lines.shift, lines.teamShift);
+    return launch(c, causalConv1dLinesBwdKernel<T, W, U, kConvLinesBlocks, decltype(silu)::value, WHOLE>,
+        convGrid((count * lines.parts) << lines.teamShift, kConvLinesBwdThreads), dim3(kConvLinesBwdThreads), 0, v, to,
+        unsigned(lines.parts), unsigned(count), lines.shift, lines.teamShift);
   });
 }
 
@@ -189,10 +190,12 @@ int32_t backward(const MMCall* c) {
       status = dispatchTaps(v.width, [&](auto taps) {
         constexpr int W = decltype(taps)::value;
         const bool rows = plan.path == ConvPath::rows;
-        const int axis = rows ? 1 : 2, V = (rows ? kConvBwdRowBytes : 16) / int(sizeof(T));
-        const bool vectors = convVectors<T>(x, axis, V) && convVectors<T>(dy, axis, V) && (!hasOut(c, DX) || convVectors<T>(out(c, DX), axis, V));
+        constexpr int kRowVector = kConvBwdBytes / int(sizeof(T));
+        const int axis = rows ? 1 : 2, V = rows ? kRowVector : kVector<T>;
+        const bool vectors = convVectors<T>(x, axis, V) && convVectors<T>(dy, axis, V) &&
+            (!hasOut(c, DX) || convVectors<T>(out(c, DX), axis, V));
         if (rows) {
-          return vectors && aligned(16, v.weight.data, v.bias.data) ? launchRows<T, W, kConvBwdRowBytes / int(sizeof(T))>(c, plan, v, to, parts)
+          return vectors && aligned(16, v.weight.data, v.bias.data) ? launchRows<T, W, kRowVector>(c, plan, v, to, parts)
                                                                     : launchRows<T, W, 1>(c, plan, v, to, parts);
         }
         if (!vectors) return launchLines<T, W, 1, false>(c, plan, v, to, parts);
