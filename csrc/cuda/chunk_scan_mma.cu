@@ -1,6 +1,10 @@
 // The tensor-core chunk engine: the plan of a call, and the small kernels around the big ones.
 #include "cuda/chunk_scan_mma.cuh"
 
+#include "cuda/chunk_scan_mma_gradient.cuh"
+#include "cuda/chunk_scan_mma_output.cuh"
+#include "cuda/chunk_scan_mma_states.cuh"
+
 namespace mm::cuda::chunk_scan {
 namespace {
 
