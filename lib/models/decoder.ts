@@ -1,6 +1,6 @@
 import { noGrad } from '../autograd/tape.js';
 import { copy } from '../ops/index.js';
-import { Captured, type Held } from '../tensor/captured.js';
+import { Captured, type Held } from '../nn/captured.js';
 import { Tensor } from '../tensor/tensor.js';
 import type { StepInputs, VisionLanguageModel } from './model.js';
 import type { RecurrentState } from './state.js';

@@ -1,7 +1,7 @@
 import { MmError } from '../native/errors.js';
 import { argmax, sample } from '../ops/index.js';
 import { scope, untracked } from '../tensor/scope.js';
-import type { Held } from '../tensor/captured.js';
+import type { Held } from '../nn/captured.js';
 import type { Tensor } from '../tensor/tensor.js';
 import { Decoder } from './decoder.js';
 import type { Batch } from './inputs.js';

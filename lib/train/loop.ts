@@ -4,7 +4,7 @@ import { MmError } from '../native/errors.js';
 import type { Gradients } from '../nn/gradients.js';
 import type { Parameter } from '../nn/parameter.js';
 import { add, cast, scale } from '../ops/index.js';
-import { Captured } from '../tensor/captured.js';
+import { Captured } from '../nn/captured.js';
 import { scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Optimisation } from './config.js';

@@ -8,7 +8,7 @@ import { seedStudent } from '../../lib/models/seed.js';
 import { backends } from '../../lib/native/backends.js';
 import { MmError } from '../../lib/native/errors.js';
 import { packageRoot } from '../../lib/native/loader.js';
-import { Captured } from '../../lib/tensor/captured.js';
+import { Captured } from '../../lib/nn/captured.js';
 import { Graph } from '../../lib/tensor/graph.js';
 import { Random } from '../../lib/tensor/random.js';
 import { scope, Scope, untracked } from '../../lib/tensor/scope.js';

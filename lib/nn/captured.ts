@@ -1,9 +1,9 @@
-import { copyInto } from '../ops/index.js';
 import { noGrad } from '../autograd/tape.js';
 import { MmError } from '../native/errors.js';
-import { Graph } from './graph.js';
-import { Scope, scope, tensorsIn, untracked } from './scope.js';
-import { Tensor } from './tensor.js';
+import { copyInto } from '../ops/index.js';
+import { Graph } from '../tensor/graph.js';
+import { Scope, scope, tensorsIn, untracked } from '../tensor/scope.js';
+import { Tensor } from '../tensor/tensor.js';
 
 /** A result that is valid until it is disposed, and no longer than until the next call. */
 export interface Held<T> extends Disposable {
