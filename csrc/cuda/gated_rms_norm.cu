@@ -40,7 +40,7 @@ int32_t forward(const MMCall* c) {
     if (!aligned(16, data<T>(x), data<T>(gate), data<T>(y)) || !w.vectors(V)) return looseForward(c);
     return dispatchSize<1, 2, 4, 8>(forwardVectors(n / V), [&](auto k) {
       constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
-      const TeamPlan plan(n, V, K);
+      const TeamPlan plan = forwardPlan(n, V);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
       return launch(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), data<const T>(gate), w,
           data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
@@ -91,9 +91,9 @@ int32_t backward(const MMCall* c) {
     T *dx = hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr, *dg = hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr;
     if (!aligned(16, data<T>(x), data<T>(gate), data<T>(dy), dx, dg) || !w.vectors(V)) return looseBackward(c);
     return dispatchSize<1, 2, V == 4 ? 4 : 2>(backwardVectors(n / V), [&](auto k) {
-      constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
-      const TeamPlan plan(n, V, K);
-      const auto kernel = gatedRmsNormBackwardKernel<T, K, R>;
+      constexpr int K = decltype(k)::value;
+      const TeamPlan plan = backwardPlan(n, V);
+      const auto kernel = gatedRmsNormBackwardKernel<T, K>;
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
       const int32_t status = launch(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x),

@@ -28,11 +28,11 @@ int32_t forward(const MMCall* c) {
     constexpr int V = kVector<T>;
     if (!aligned(16, data<T>(x), data<T>(y)) || !w.vectors(V)) return looseForward(c);
     return dispatchSize<1, 2, 4, 8>(forwardVectors(n / V), [&](auto k) {
-      constexpr int K = decltype(k)::value, R = K < 4 ? 4 / K : 1;
-      const TeamPlan plan(n, V, K);
+      constexpr int K = decltype(k)::value, R = K == 1 ? 4 : 1;
+      const TeamPlan plan = forwardPlan(n, V);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, rmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, data<T>(y), rows, n,
-          float(attrs<Attrs>(c).eps), plan.lanes);
+      return launch(c, rmsNormKernel<T, K, R, false, kNormForwardBlocks<K>>, dim3(unsigned(blocks)), dim3(plan.threads), 0,
+          data<const T>(x), w, data<T>(y), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -71,8 +71,8 @@ int32_t backward(const MMCall* c) {
     T* dx = hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr;
     if (!aligned(16, data<T>(x), data<T>(dy), dx) || !w.vectors(V)) return looseBackward(c);
     return dispatchSize<1, 2, 4>(backwardVectors(n / V), [&](auto k) {
-      constexpr int K = decltype(k)::value, R = 4 / K;
-      const TeamPlan plan(n, V, K);
+      constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
+      const TeamPlan plan = backwardPlan(n, V);
       const auto kernel = rmsNormBackwardKernel<T, K, R>;
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;

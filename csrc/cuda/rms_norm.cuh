@@ -1,98 +1,135 @@
 // rmsNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps); dx = r (w dy - x r^2 mean(w dy x)), dw = sum over rows of dy x r.
 //
-// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, up to a warp while a lane needs few
-// vectors: one read and one write of device memory. R rows at once keep enough bytes under way where a lane has few vectors.
-// The backward's blocks stay for many rows, and their lanes keep the weight and its gradient of the same columns in registers;
-// so they hold fewer vectors a lane than the forward. Other rows, and other addresses, go element by element in two passes.
+// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, one or two vectors a lane while that makes
+// at most 384 lanes: one read and one write of device memory. The weight is loaded with the row: behind the reduction, each of its
+// vectors would be waited for in turn, from device memory at first. Short rows are worked on several at once.
+// The backward's blocks stay for many rows, of which the next one is under way; their lanes keep the weight and its gradient of
+// the same columns, and several teams share a block, so that there are few partial rows. Other rows, and other addresses, go
+// element by element in two passes.
 #pragma once
 #include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
-template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
-    int lanes) {
+template <class T, int K, int R, bool AHEAD, int BLOCKS>
+__global__ void __launch_bounds__(kNormForwardThreads<K>, BLOCKS) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y,
+    int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
-  __shared__ float scratch[R * 32];
+  constexpr bool early = kNormAhead<K>;  // the weight stays in registers
+  __shared__ float scratch[TeamSums<R, (K > 1)>::kFloats];
   const Team team(lanes);
-  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
-    Words<T> px[R][K];
-    float scale[R];
+  TeamSums<R, (K > 1)> add(scratch, team);
+  const int64_t apart = team.all(), step = apart * R;
+  int64_t first = int64_t(blockIdx.x) * team.count;
+  Words<T> next[R][K];
+  const auto fetch = [&](int64_t from) {
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
-    }
-    inverseRms(px, n, eps, team, scratch, scale);
+    for (int r = 0; r < R; r++) loadRow(x + (from + r * apart) * n, from + r * apart < rows ? n : 0, team, next[r]);
+  };
+  fetch(first + team.index);
+  float weight[1][early ? K : 1][V];
+  if (early) loadParameters<T>({w}, n, team, weight);
+  const float share = 1.f / float(n);
+  for (; first < rows; first += step) {
+    const int64_t row = first + team.index;
+    Words<T> px[R][K];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int k = 0; k < K; k++) px[r][k] = next[r][k];
+    if (AHEAD) fetch(row + step);
+    float scale[R];
+    squares(px, scale);
+    add(scale, team);
+#pragma unroll
+    for (int r = 0; r < R; r++) scale[r] = rsqrtf(fmaf(scale[r], share, eps));
     eachVector<V, K>(n, team, [&](int k, int j) {
-      float weight[V];
-      w.load<V>(j, weight);
+      if (!early) w.load<V>(j, weight[0][0]);
 #pragma unroll
       for (int r = 0; r < R; r++) {
-        const int64_t row = first + team.index + r * team.all();
-        if (row >= rows) continue;
+        const int64_t at = row + r * apart;
+        if (at >= rows) continue;
         float v[V];
         unpack(px[r][k], v);
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] *= scale[r] * weight[i];
-        storeVector(y + row * n + j, v);
+        for (int i = 0; i < V; i++) v[i] *= scale[r] * weight[0][early ? k : 0][i];
+        storeVector(y + at * n + j, v);
       }
     });
+    if (!AHEAD && first + step < rows) fetch(row + step);
   }
 }
 
 // dx may be null. partial (blocks, n) of dw, or null; dynamic shared memory: K V floats a thread where a block has several teams.
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
-    T* __restrict__ dx, float* __restrict__ partial, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K>) rmsNormBackwardKernel(const T* __restrict__ x, Weights w,
+    const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
-  __shared__ float scratch[2 * R * 32];
+  __shared__ float scratch[TeamSums<2 * R, (K > 1)>::kFloats];
   const Team team(lanes);
-  float weight[K][V] = {}, dw[K][V] = {};
-  eachVector<V, K>(n, team, [&](int k, int j) { w.load<V>(j, weight[k]); });
-  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
-    Words<T> px[R][K], pd[R][K];
-    float sum[2 * R] = {};
+  TeamSums<2 * R, (K > 1)> add(scratch, team);
+  const int64_t apart = team.all(), step = apart * R;
+  int64_t first = int64_t(blockIdx.x) * team.count;
+  Words<T> nextX[R][K], nextD[R][K];
+  const auto fetch = [&](int64_t from) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
-      loadRow(dy + row * n, row < rows ? n : 0, team, pd[r]);
+      const int64_t at = from + r * apart;
+      loadRow(x + at * n, at < rows ? n : 0, team, nextX[r]);
+      loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
+  };
+  fetch(first + team.index);
+  float weight[1][K][V], dw[K][V] = {};
+  loadParameters<T>({w}, n, team, weight);
+  const float share = 1.f / float(n);
+  for (; first < rows; first += step) {
+    const int64_t row = first + team.index;
+    Words<T> px[R][K], pd[R][K];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int k = 0; k < K; k++) px[r][k] = nextX[r][k], pd[r][k] = nextD[r][k];
+    if (kNormAhead<K>) fetch(row + step);
+    float sum[2 * R] = {};
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
       for (int k = 0; k < K; k++) {
-        float vx[V], vd[V];
+        float vx[V], vd[V], part[2] = {};
         unpack(px[r][k], vx);
         unpack(pd[r][k], vd);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          sum[2 * r] = fmaf(vx[i], vx[i], sum[2 * r]);
-          sum[2 * r + 1] = fmaf(vx[i] * vd[i], weight[k][i], sum[2 * r + 1]);
+          part[0] = fmaf(vx[i], vx[i], part[0]);
+          part[1] = fmaf(vx[i] * vd[i], weight[0][k][i], part[1]);
         }
+        sum[2 * r] += part[0];
+        sum[2 * r + 1] += part[1];
       }
     keepPacked(px);
     keepPacked(pd);
-    teamReduce(sum, lanes, scratch);
+    add(sum, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      if (row >= rows) continue;
-      const float scale = rsqrtf(sum[2 * r] / float(n) + eps), mean = sum[2 * r + 1] * scale * scale / float(n);
+      const int64_t at = row + r * apart;
+      if (at >= rows) continue;
+      const float scale = rsqrtf(fmaf(sum[2 * r], share, eps)), mean = sum[2 * r + 1] * scale * scale * scale * share;
       eachVector<V, K>(n, team, [&](int k, int j) {
         float vx[V], vd[V], v[V];
         unpack(px[r][k], vx);
         unpack(pd[r][k], vd);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          v[i] = scale * (weight[k][i] * vd[i] - vx[i] * mean);
-          dw[k][i] = fmaf(vd[i] * vx[i], scale, dw[k][i]);
+          const float d = vd[i] * scale;
+          v[i] = fmaf(weight[0][k][i], d, -(vx[i] * mean));
+          dw[k][i] = fmaf(d, vx[i], dw[k][i]);
         }
-        if (dx) storeVector(dx + row * n + j, v);
+        if (dx) storeVector(dx + at * n + j, v);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }

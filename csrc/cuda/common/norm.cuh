@@ -5,28 +5,76 @@
 
 namespace mm::cuda {
 
-// scale[r] = 1 / sqrt(mean of the squares of a row + eps)
+// Whether lanes of K vectors have the registers for parameters, and in the backward for the next row.
+template <int K>
+constexpr bool kNormAhead = K <= 2;
+// Most threads of a block and blocks of a multiprocessor.
+template <int K>
+constexpr int kNormForwardThreads = K <= 2 ? 384 : 512;
+template <int K>
+constexpr int kNormForwardBlocks = K <= 2 ? 2 : 1;
+template <int K>
+constexpr int kNormBackwardThreads = K == 1 ? 256 : 512;
+template <int K>
+constexpr int kNormBackwardBlocks = K == 1 ? 3 : 1;
+
+// The vectors of a lane of P parameters, of one type, f32 or T; an absent one is 1 if it is the first, else 0. All loads come before
+// the first use.
+template <class T, int K, int P>
+__device__ __forceinline__ void loadParameters(const Weights (&from)[P], int n, const Team& team, float (&to)[P][K][kVector<T>]) {
+  const auto as = [&](auto type) {
+    using W = decltype(type);
+    constexpr int V = kVector<T>, M = V / kVector<W>;
+    Words<W> words[P][K][M];
+#pragma unroll
+    for (int p = 0; p < P; p++)
+#pragma unroll
+      for (int k = 0; k < K; k++) {
+        const int j = (k * team.lanes + team.lane) * V;
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          words[p][k][m] = {};
+          if (from[p].data && j < n) words[p][k][m] = loadWords(static_cast<const W*>(from[p].data) + j + m * kVector<W>);
+        }
+      }
+#pragma unroll
+    for (int p = 0; p < P; p++)
+#pragma unroll
+      for (int k = 0; k < K; k++)
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+          float v[kVector<W>];
+          unpack(words[p][k][m], v);
+#pragma unroll
+          for (int i = 0; i < kVector<W>; i++) to[p][k][m * kVector<W> + i] = from[p].data || p > 0 ? v[i] : 1.f;
+        }
+  };
+  bool single = std::is_same_v<T, float>;
+#pragma unroll
+  for (int p = 0; p < P; p++) single = single || (from[p].data && from[p].dtype == MM_F32);
+  if (single) as(float{});
+  else as(T{});
+}
+
+// sum[r] = the sum of the squares that a lane has of a row
 template <class T, int K, int R>
-__device__ __forceinline__ void inverseRms(Words<T> (&px)[R][K], int n, float eps, const Team& team, float* scratch, float (&scale)[R]) {
+__device__ __forceinline__ void squares(Words<T> (&px)[R][K], float (&sum)[R]) {
   constexpr int V = kVector<T>;
 #pragma unroll
   for (int r = 0; r < R; r++) {
-    scale[r] = 0.f;
+    sum[r] = 0.f;
 #pragma unroll
     for (int k = 0; k < K; k++) {
       float v[V];
       unpack(px[r][k], v);
 #pragma unroll
-      for (int i = 0; i < V; i++) scale[r] = fmaf(v[i], v[i], scale[r]);
+      for (int i = 0; i < V; i++) sum[r] = fmaf(v[i], v[i], sum[r]);
     }
   }
   keepPacked(px);
-  teamReduce(scale, team.lanes, scratch);
-#pragma unroll
-  for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
 }
 
-// The same of the first `end` elements of one row: n, or 0 where the team has none.
+// 1 / sqrt(mean of the squares + eps) of the first `end` elements of a row: n, or 0 where the team has none.
 template <class T>
 __device__ __forceinline__ float looseInverseRms(const T* x, int64_t n, int64_t end, float eps, const Team& team, float* scratch) {
   float sum[1] = {};
@@ -35,9 +83,17 @@ __device__ __forceinline__ float looseInverseRms(const T* x, int64_t n, int64_t 
   return rsqrtf(sum[0] / float(n) + eps);
 }
 
-// The vectors a lane holds: few enough for a warp, then for a block of 512.
-inline int forwardVectors(int64_t vectors) { return vectors <= 256 ? int(ceilDiv(vectors, 32)) : vectors <= 2048 ? 4 : 8; }
+// The vectors that a lane holds: one in teams of parts of a warp, more in teams of warps.
+inline int forwardVectors(int64_t vectors) {
+  return vectors <= 32 ? 1 : vectors <= 2 * kNormForwardThreads<2> ? 2 : vectors <= 2048 ? 4 : 8;
+}
 inline int backwardVectors(int64_t vectors) { return vectors <= 32 ? 1 : vectors <= 1024 ? 2 : 4; }
+
+inline TeamPlan forwardPlan(int64_t n, int v) { return TeamPlan(n, v, forwardVectors(n / v), 128); }
+inline TeamPlan backwardPlan(int64_t n, int v) {
+  const int perLane = backwardVectors(n / v);
+  return TeamPlan(n, v, perLane, perLane == 1 ? kNormBackwardThreads<1> : kNormBackwardThreads<2>);
+}
 
 inline int vectorOf(const MMTensorView& x) { return x.dtype == MM_F32 ? 4 : 8; }
 
@@ -51,7 +107,8 @@ struct LoosePlan {
   int lanes;
   int64_t blocks;
 
-  LoosePlan(const MMCall* c, const MMTensorView& x, int64_t columns) : lanes(lanesOf(lastDim(x))), blocks(ceilDiv(rowCount(x), 256 / lanes)) {
+  LoosePlan(const MMCall* c, const MMTensorView& x, int64_t columns)
+      : lanes(lanesOf(lastDim(x))), blocks(ceilDiv(rowCount(x), 256 / lanes)) {
     if (!columns) return;
     const int64_t perBlock = 256 / lanes * columns;
     int64_t most = int64_t(deviceOf(c).multiprocessors) * 4;
@@ -85,7 +142,8 @@ struct StayingBlocks {
 
   template <class... P>
   StayingBlocks(const MMCall* c, void (*kernel)(P...), const TeamPlan& plan, int floats, int64_t rows)
-      : shared(plan.teams > 1 ? size_t(plan.threads) * floats * sizeof(float) : 0), count(plan.mostBlocks(rows, deviceOf(c).multiprocessors)) {
+      : shared(plan.teams > 1 ? size_t(plan.threads) * floats * sizeof(float) : 0),
+        count(plan.mostBlocks(rows, deviceOf(c).multiprocessors)) {
     const int64_t resident = residentBlocks(c, kernel, plan.threads, shared);
     if (resident < count) count = resident;
   }
@@ -96,7 +154,7 @@ inline uint64_t looseWorkspace(const MMCall* c, const MMTensorView& x, int64_t c
   return columns ? uint64_t(LoosePlan(c, x, columns).teams() * columns) * sizeof(float) : 0;
 }
 inline uint64_t normWorkspace(const MMCall* c, const MMTensorView& x, int64_t columns) {
-  const TeamPlan plan(lastDim(x), vectorOf(x), backwardVectors(lastDim(x) / vectorOf(x)));
+  const TeamPlan plan = backwardPlan(lastDim(x), vectorOf(x));
   const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * columns) * sizeof(float);
   const uint64_t loose = looseWorkspace(c, x, columns);
   return bytes > loose ? bytes : loose;
