@@ -29,12 +29,12 @@ int32_t forward(const MMCall* c) {
     using T = decltype(t);
     constexpr int V = kVector<T>;
     if (!aligned(16, data<T>(x), data<T>(y)) || !w.vectors(V) || !b.vectors(V)) return looseForward(c);
-    return dispatchSize<1, 2, 4, 8>(forwardVectors(n / V), [&](auto k) {
-      constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
-      const TeamPlan plan = forwardPlan(n, V);
+    return dispatchSize<1, 2, 4, 8>(wholeRowVectors(n / V), [&](auto k) {
+      constexpr int K = decltype(k)::value, R = K < 4 ? 4 / K : 1;
+      const TeamPlan plan = wholeRowPlan(n, V, K);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, layerNormKernel<T, K, R, false, kNormForwardBlocks<K>>, dim3(unsigned(blocks)), dim3(plan.threads), 0,
-          data<const T>(x), w, b, data<T>(y), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      return launch(c, layerNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, b, data<T>(y), rows, n,
+          float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }

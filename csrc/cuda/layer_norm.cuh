@@ -25,39 +25,25 @@ __device__ __forceinline__ void plainSums(Words<T> (&px)[R][K], float (&sum)[R])
   keepPacked(px);
 }
 
-template <class T, int K, int R, bool AHEAD, int BLOCKS>
-__global__ void __launch_bounds__(kNormForwardThreads<K>, BLOCKS) layerNormKernel(const T* __restrict__ x, Weights w, Weights b,
-    T* __restrict__ y, int64_t rows, int n, float eps, int lanes) {
+template <class T, int K, int R>
+__global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows,
+    int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
-  constexpr bool early = kNormAhead<K>;  // the parameters stay in registers
-  __shared__ float scratch[TeamSums<R, (K > 1)>::kFloats];
+  __shared__ float scratch[R * 32];
   const Team team(lanes);
-  TeamSums<R, (K > 1)> add(scratch, team);
-  const int64_t apart = team.all(), step = apart * R;
-  int64_t first = int64_t(blockIdx.x) * team.count;
-  Words<T> next[R][K];
-  const auto fetch = [&](int64_t from) {
-#pragma unroll
-    for (int r = 0; r < R; r++) loadRow(x + (from + r * apart) * n, from + r * apart < rows ? n : 0, team, next[r]);
-  };
-  fetch(first + team.index);
-  float parameters[2][early ? K : 1][V];
-  if (early) loadParameters<T>({w, b}, n, team, parameters);
-  const float share = 1.f / float(n);
-  for (; first < rows; first += step) {
-    const int64_t row = first + team.index;
+  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
-#pragma unroll
-    for (int r = 0; r < R; r++)
-#pragma unroll
-      for (int k = 0; k < K; k++) px[r][k] = next[r][k];
-    if (AHEAD) fetch(row + step);
     float mean[R], scale[R];
-    plainSums(px, mean);
-    add(mean, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      mean[r] *= share;
+      const int64_t row = first + team.index + r * team.all();
+      loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
+    }
+    plainSums(px, mean);
+    teamReduce(mean, lanes, scratch);
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      mean[r] /= float(n);
       scale[r] = 0.f;
       eachVector<V, K>(n, team, [&](int k, int) {
         float v[V];
@@ -67,27 +53,24 @@ __global__ void __launch_bounds__(kNormForwardThreads<K>, BLOCKS) layerNormKerne
       });
     }
     keepPacked(px);
-    add(scale, team);
+    teamReduce(scale, lanes, scratch);
 #pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(fmaf(scale[r], share, eps));
+    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
     eachVector<V, K>(n, team, [&](int k, int j) {
-      if (!early) {
-        w.load<V>(j, parameters[0][0]);
-        b.load<V>(j, parameters[1][0], 0.f);
-      }
+      float weight[V], bias[V];
+      w.load<V>(j, weight);
+      b.load<V>(j, bias, 0.f);
 #pragma unroll
       for (int r = 0; r < R; r++) {
-        const int64_t at = row + r * apart;
-        if (at >= rows) continue;
+        const int64_t row = first + team.index + r * team.all();
+        if (row >= rows) continue;
         float v[V];
         unpack(px[r][k], v);
 #pragma unroll
-        for (int i = 0; i < V; i++)
-          v[i] = fmaf((v[i] - mean[r]) * scale[r], parameters[0][early ? k : 0][i], parameters[1][early ? k : 0][i]);
-        storeVector(y + at * n + j, v);
+        for (int i = 0; i < V; i++) v[i] = fmaf((v[i] - mean[r]) * scale[r], weight[i], bias[i]);
+        storeVector(y + row * n + j, v);
       }
     });
-    if (!AHEAD && first + step < rows) fetch(row + step);
   }
 }
 

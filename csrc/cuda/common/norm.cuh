@@ -87,8 +87,11 @@ __device__ __forceinline__ float looseInverseRms(const T* x, int64_t n, int64_t 
 inline int forwardVectors(int64_t vectors) {
   return vectors <= 32 ? 1 : vectors <= 2 * kNormForwardThreads<2> ? 2 : vectors <= 2048 ? 4 : 8;
 }
+// The vectors of a row that a warp holds while a lane needs at most 8, else a block of 512.
+inline int wholeRowVectors(int64_t vectors) { return vectors <= 256 ? int(ceilDiv(vectors, 32)) : vectors <= 2048 ? 4 : 8; }
 inline int backwardVectors(int64_t vectors) { return vectors <= 32 ? 1 : vectors <= 1024 ? 2 : 4; }
 
+inline TeamPlan wholeRowPlan(int64_t n, int v, int perLane) { return TeamPlan(n, v, perLane, ceilDiv(n / v, perLane) > 32 ? 0 : 256); }
 inline TeamPlan forwardPlan(int64_t n, int v) { return TeamPlan(n, v, forwardVectors(n / v), 128); }
 inline TeamPlan backwardPlan(int64_t n, int v) {
   const int perLane = backwardVectors(n / v);
