@@ -30,6 +30,7 @@ struct BackwardMaps {
 
 constexpr int kGradientConsumers = 2, kGradientThreads = 128 * (kGradientConsumers + 1);
 constexpr int kGradientRegisters = 240;  // of a consumer
+constexpr int kGradientProducerRegisters = producerRegisters<kGradientConsumers, 1, kGradientRegisters>();
 
 // Shared memory: resident tiles, stages, numbers of the rows of stages, barriers (full and free of each stage, resident).
 template <int D, int RESIDENT, int STREAMED, int STAGES, bool STATS>
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   if (group == kGradientConsumers) {
-    lowerRegisters<kProducerRegisters>();
+    lowerRegisters<kGradientProducerRegisters>();
     if (warp != 0) return;
     if (lane == 0) {
       arriveExpecting(resident, 2 * Keys::bytes);
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   if (group == kGradientConsumers) {
-    lowerRegisters<kProducerRegisters>();
+    lowerRegisters<kGradientProducerRegisters>();
     if (warp != 0 || lane != 0) return;
     arriveExpecting(resident, 2 * Queries::bytes);
     copyTile<Queries>(base, maps.q, resident, s.firstQuery + first, head, s.batch);

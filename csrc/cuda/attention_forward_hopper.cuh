@@ -26,7 +26,8 @@ struct HopperForwardLayout {
   using Queries = SlabTile<64 * GROUPS, D>;
   using Keys = SlabTile<KEYS, D>;
   static constexpr int threads = 128 * (GROUPS + 1), blocks = GROUPS == 1 ? 2 : 1;  // of a multiprocessor
-  static constexpr int registers = GROUPS == 1 ? 224 : GROUPS == 2 ? 240 : 160;     // of a consumer
+  static constexpr int registers = GROUPS == 1 ? 216 : GROUPS == 2 ? 232 : 160;     // of a consumer
+  static constexpr int producer = producerRegisters<GROUPS, blocks, registers>();
   static constexpr int slots = PLACES * Queries::bytes, barriers = slots + SLOTS * Keys::bytes;
   static constexpr int shared = barriers + 2 * (SLOTS + PLACES) * 8 + 1024;  // and what aligning the first tile takes
 };
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(128 * (GROUPS + 1), GROUPS == 1 ? 2 : 1)
   Ring<PLACES> place;
 
   if (group == GROUPS) {
-    lowerRegisters<kProducerRegisters>();
+    lowerRegisters<Layout::producer>();
     if (warp != 0) return;
     const auto fill = [&](const CUtensorMap& map, int step) {
       ring.advance();

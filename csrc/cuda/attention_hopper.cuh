@@ -7,7 +7,14 @@
 
 namespace mm::cuda {
 
-constexpr int kProducerRegisters = 32;
+// Registers of a thread of the producer where those of GROUPS consumers are raised to that many: the rest of what the launch gave the
+// block, BLOCKS on a multiprocessor. A raise beyond that waits forever.
+template <int GROUPS, int BLOCKS, int CONSUMER>
+constexpr int producerRegisters() {
+  constexpr int entry = 65536 / (128 * (GROUPS + 1) * BLOCKS) / 8 * 8, rest = (GROUPS + 1) * entry - GROUPS * CONSUMER;
+  static_assert(CONSUMER % 8 == 0 && CONSUMER >= entry && rest >= 24, "registers");
+  return rest;
+}
 
 // Built for another architecture than sm_90a, a kernel is empty; its registers tell.
 template <class K>
@@ -90,8 +97,9 @@ __device__ __forceinline__ void storeTile(char* tile, int row, const float (&d)[
   }
   __syncwarp();
   constexpr int PIECES = Tile::dim / 8;
-  for (int i = lane; i < 16 * PIECES; i += 32) {
-    const int r = i / PIECES, piece = i % PIECES;
+#pragma unroll
+  for (int n = 0; n < PIECES / 2; n++) {
+    const int i = n * 32 + lane, r = i / PIECES, piece = i % PIECES;
     if (r < rows && piece * 8 < dim)
       *reinterpret_cast<uint4*>(global + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + Tile::offset(row + r, piece));
   }
