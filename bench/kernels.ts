@@ -56,6 +56,11 @@ function gpu(device: string): Record<string, unknown> {
 
 const most = 256; // sets of operands
 
+/** A tensor's axes as they lie in memory, the outermost first: a gradient comes in its output's layout. */
+function layout({ strides }: Tensor): number[] {
+  return [...strides.keys()].sort((a, b) => strides[b]! - strides[a]! || a - b);
+}
+
 /** Times one case forward and, where asked, its backward op. */
 export async function benchCase(c: BenchCase, options: BenchOptions): Promise<KernelRow[]> {
   const { dtype, device, ceilings: top, seed } = options;
@@ -95,7 +100,7 @@ export async function benchCase(c: BenchCase, options: BenchOptions): Promise<Ke
           const nth = schema.outputs.findIndex((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name);
           if (nth < 0 || (nth > 0 && optional)) continue;
           const output = results[i]![schema.outputs[nth]!.name]!;
-          all[name] = scope.run(() => draw({ shape: [...output.shape] }, output.dtype, device, at++));
+          all[name] = scope.run(() => draw({ shape: [...output.shape], order: layout(output) }, output.dtype, device, at++));
         }
       }
       return all;

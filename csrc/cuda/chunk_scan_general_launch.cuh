@@ -1,6 +1,8 @@
 // Launchers of the general chunk engine, instantiated for one kind of decay a file: chunk_scan_general_{head,channel}.cu.
 #pragma once
-#include "cuda/chunk_scan_general.cuh"
+#include "cuda/chunk_scan_general_channel.cuh"
+#include "cuda/chunk_scan_general_forward.cuh"
+#include "cuda/chunk_scan_general_head.cuh"
 
 namespace mm::cuda::chunk_scan {
 

@@ -1,6 +1,10 @@
 // The tensor-core chunk engine: the plan of a call, and the small kernels around the big ones.
 #include "cuda/chunk_scan_mma.cuh"
 
+#include "cuda/chunk_scan_mma_gradient.cuh"
+#include "cuda/chunk_scan_mma_output.cuh"
+#include "cuda/chunk_scan_mma_states.cuh"
+
 namespace mm::cuda::chunk_scan {
 namespace {
 
@@ -103,8 +107,6 @@ size_t sharedFor(const MmaSizes& sizes, Decay kind, bool backward) {
 // The tiles for a call: N whole, P in slices, as wide as shared memory allows. nt 0: none.
 MmaSizes chooseSizes(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
-  // Not yet: on an H100 the tensor-core kernels with a decay per channel read out of bounds (forward at N = P = 128, backward).
-  if (problem.kind == Decay::Channel) return {};
   MmaSizes sizes;
   sizes.nt = s.n <= 32 && s.p <= 32 ? 32 : s.n <= 64 ? 64 : 128;
   const int least = sizes.nt == 64 ? 64 : 32;

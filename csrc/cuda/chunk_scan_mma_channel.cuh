@@ -3,8 +3,8 @@
 // all factors are products of exp(g), at most 1, and it is done once. The gradients go the other way: products with the
 // states, dv and R on the tensor cores, then dq, dk and the gradient of the log-decays from those on the CUDA cores.
 #pragma once
-#include "cuda/chunk_scan_general.cuh"
-#include "cuda/chunk_scan_mma.cuh"
+#include "cuda/chunk_scan_general_channel.cuh"
+#include "cuda/chunk_scan_mma_tiles.cuh"
 
 namespace mm::cuda::chunk_scan {
 

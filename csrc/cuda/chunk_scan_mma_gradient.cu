@@ -1,5 +1,5 @@
 // Instances of the gradients of a chunk.
-#include "cuda/chunk_scan_mma.cuh"
+#include "cuda/chunk_scan_mma_gradient.cuh"
 
 namespace mm::cuda::chunk_scan {
 

@@ -1,5 +1,5 @@
 // Instances of the outputs.
-#include "cuda/chunk_scan_mma.cuh"
+#include "cuda/chunk_scan_mma_output.cuh"
 
 namespace mm::cuda::chunk_scan {
 

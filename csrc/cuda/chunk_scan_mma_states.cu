@@ -1,5 +1,5 @@
 // Instances of the walk over the states.
-#include "cuda/chunk_scan_mma.cuh"
+#include "cuda/chunk_scan_mma_states.cuh"
 
 namespace mm::cuda::chunk_scan {
 

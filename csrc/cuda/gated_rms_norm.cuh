@@ -6,7 +6,7 @@
 // the backward, which costs less than the registers to keep it.
 #pragma once
 #include "cuda/activation.cuh"
-#include "cuda/common/rows.cuh"
+#include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(512) gatedRmsNormKernel(const T* __restrict__ 
   const Team team(lanes);
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K], pg[R][K];
-    float scale[R] = {};
+    float scale[R];
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int64_t row = first + team.index + r * team.all();
@@ -27,19 +27,7 @@ __global__ void __launch_bounds__(512) gatedRmsNormKernel(const T* __restrict__ 
       loadRow(x + at[0], row < rows ? n : 0, team, px[r]);
       loadRow(gate + at[1], row < rows ? n : 0, team, pg[r]);
     }
-#pragma unroll
-    for (int r = 0; r < R; r++)
-#pragma unroll
-      for (int k = 0; k < K; k++) {
-        float v[V];
-        unpack(px[r][k], v);
-#pragma unroll
-        for (int i = 0; i < V; i++) scale[r] = fmaf(v[i], v[i], scale[r]);
-      }
-    keepPacked(px);
-    teamReduce(scale, lanes, scratch);
-#pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
+    inverseRms(px, n, eps, team, scratch, scale);
     eachVector<V, K>(n, team, [&](int k, int j) {
       float weight[V];
       w.load<V>(j, weight);
@@ -138,10 +126,7 @@ __global__ void __launch_bounds__(256) gatedRmsNormLooseKernel(const T* __restri
     int64_t at[2];
     rowOffsets(nest, nest.ndim, row, at);
     const T *px = x + at[0], *pg = gate + at[1];
-    float sum[1] = {};
-    for (int64_t j = team.lane; j < end; j += lanes) sum[0] = fmaf(toFloat(px[j]), toFloat(px[j]), sum[0]);
-    teamReduce(sum, lanes, scratch);
-    const float scale = rsqrtf(sum[0] / float(n) + eps);
+    const float scale = looseInverseRms(px, n, end, eps, team, scratch);
     for (int64_t j = team.lane; j < end; j += lanes) {
       const float g = toFloat(pg[j]);
       y[row * n + j] = fromFloat<T>(toFloat(px[j]) * scale * w.at(j) * g * sigmoidOf<T>(g));

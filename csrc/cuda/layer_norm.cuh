@@ -3,7 +3,7 @@
 //
 // x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn.
 #pragma once
-#include "cuda/common/rows.cuh"
+#include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 

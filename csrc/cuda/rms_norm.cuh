@@ -5,7 +5,7 @@
 // The backward's blocks stay for many rows, and their lanes keep the weight and its gradient of the same columns in registers;
 // so they hold fewer vectors a lane than the forward. Other rows, and other addresses, go element by element in two passes.
 #pragma once
-#include "cuda/common/rows.cuh"
+#include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
@@ -17,25 +17,13 @@ __global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, We
   const Team team(lanes);
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
-    float scale[R] = {};
+    float scale[R];
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int64_t row = first + team.index + r * team.all();
       loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
     }
-#pragma unroll
-    for (int r = 0; r < R; r++)
-#pragma unroll
-      for (int k = 0; k < K; k++) {
-        float v[V];
-        unpack(px[r][k], v);
-#pragma unroll
-        for (int i = 0; i < V; i++) scale[r] = fmaf(v[i], v[i], scale[r]);
-      }
-    keepPacked(px);
-    teamReduce(scale, lanes, scratch);
-#pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
+    inverseRms(px, n, eps, team, scratch, scale);
     eachVector<V, K>(n, team, [&](int k, int j) {
       float weight[V];
       w.load<V>(j, weight);
@@ -117,10 +105,7 @@ __global__ void __launch_bounds__(256) rmsNormLooseKernel(const T* __restrict__ 
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all()) {
     const int64_t row = first + team.index, end = row < rows ? n : 0;
     const T* px = x + row * n;
-    float sum[1] = {};
-    for (int64_t j = team.lane; j < end; j += lanes) sum[0] = fmaf(toFloat(px[j]), toFloat(px[j]), sum[0]);
-    teamReduce(sum, lanes, scratch);
-    const float scale = rsqrtf(sum[0] / float(n) + eps);
+    const float scale = looseInverseRms(px, n, end, eps, team, scratch);
     for (int64_t j = team.lane; j < end; j += lanes) y[row * n + j] = fromFloat<T>(toFloat(px[j]) * scale * w.at(j));
   }
 }

@@ -12,11 +12,6 @@
 
 namespace mm::cuda {
 
-inline int64_t rowCount(const MMTensorView& v) {
-  const int64_t n = lastDim(v);
-  return n ? numel(v) / n : 0;
-}
-
 // ---- where rows begin
 
 // The axes before the last one of K operands of one shape.
@@ -262,33 +257,6 @@ struct TeamPlan {
     return apiece < resident ? apiece : resident;
   }
 };
-
-// Teams that walk over rows element by element: any number of columns, any address. All 256 threads share longer rows.
-inline int looseLanes(int64_t n) {
-  for (int lanes = 1; lanes <= 32; lanes *= 2)
-    if (n <= lanes * 8) return lanes;
-  return n <= 1024 ? 32 : 256;
-}
-// Blocks of such teams. Where each team writes a partial row of `columns` (0: it does not), all of them together have at most
-// 64 MB, or one row for each team of one block.
-inline int64_t looseBlocks(int64_t rows, int64_t n, int64_t columns, int multiprocessors) {
-  const int64_t teams = 256 / looseLanes(n), blocks = ceilDiv(rows, teams);
-  if (!columns) return blocks;
-  int64_t most = int64_t(multiprocessors) * 4;
-  if (most * teams * columns > (int64_t(1) << 24)) most = (int64_t(1) << 24) / (teams * columns);
-  if (most < 1) most = 1;
-  return blocks < most ? blocks : most;
-}
-
-// How many blocks of this kernel the device holds at once.
-template <class... P>
-int64_t residentBlocks(const MMCall* c, void (*kernel)(P...), int threads, size_t shared) {
-  const Stream& s = *static_cast<const Stream*>(c->stream);
-  use(s);
-  int blocks = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
-  return int64_t(s.device->multiprocessors) * (status == cudaSuccess && blocks > 0 ? blocks : 1);
-}
 
 // ---- rows of any address, such as logits of an odd vocabulary
 
