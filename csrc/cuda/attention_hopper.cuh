@@ -28,12 +28,7 @@ bool builtForHopper(K kernel) {
 // side. A head of another batch entry is another head here; the tiles of packed sequences are all of one head.
 struct BlockOrder {
   int heads, section, slots;  // slots: tiles of a head
-  __host__ __device__ int tiles() const { return heads * slots; }
-  // The turn-th tile of a block, -1 behind the last: there and back where there are fewer blocks than tiles.
-  __device__ __forceinline__ int index(int turn) const {
-    const int i = turn * int(gridDim.x) + int(turn % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-    return i < tiles() ? i : -1;
-  }
+  int tiles() const { return heads * slots; }
 };
 // KEYS: blocks own tiles of keys of key-value heads, and a head's queries and their gradients stream; else queries, and keys and
 // values stream.

@@ -93,8 +93,6 @@ __device__ __forceinline__ uint64_t shifted(uint64_t descriptor, uint32_t bytes)
 #define MM_N1 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define MM_N2 "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define MM_N3 "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
-#define MM_N4 "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
-#define MM_N5 "%80,%81,%82,%83,%84,%85,%86,%87"
 // A from shared memory: operands behind the N / 2 of d are descA, descB, accumulate, transA, transB.
 #define MM_WGMMA_SS(type, n, regs, list, opA, opB, on, tA, tB)                                                              \
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " on ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type    \
@@ -113,17 +111,9 @@ __device__ __forceinline__ uint64_t shifted(uint64_t descriptor, uint32_t bytes)
 // d = a b or, with `accumulate`, d += a b. N is 2 / registers of d: 32, 64 or 128. TRANS_A, TRANS_B: that operand is mn-major.
 template <class T, bool TRANS_A, bool TRANS_B, int R>
 __device__ __forceinline__ void multiply(float (&d)[R], uint64_t descA, uint64_t descB, bool accumulate) {
-  static_assert(R == 16 || R == 32 || R == 64 || R == 80 || R == 88, "columns");
+  static_assert(R == 16 || R == 32 || R == 64, "columns");
   constexpr bool kBf16 = std::is_same_v<T, bf16>;
-  if constexpr (R == 80) {
-#define MM_D80 MM_D32(0), MM_D32(32), MM_D16(64)
-    if constexpr (kBf16) MM_WGMMA_SS("bf16", "160", MM_N0 "," MM_N1 "," MM_N2 "," MM_N3 "," MM_N4, MM_D80, "%80", "%81", "%82", "%83", "%84");
-    else MM_WGMMA_SS("f16", "160", MM_N0 "," MM_N1 "," MM_N2 "," MM_N3 "," MM_N4, MM_D80, "%80", "%81", "%82", "%83", "%84");
-  } else if constexpr (R == 88) {
-#define MM_D88 MM_D32(0), MM_D32(32), MM_D16(64), MM_D4(80), MM_D4(84)
-    if constexpr (kBf16) MM_WGMMA_SS("bf16", "176", MM_N0 "," MM_N1 "," MM_N2 "," MM_N3 "," MM_N4 "," MM_N5, MM_D88, "%88", "%89", "%90", "%91", "%92");
-    else MM_WGMMA_SS("f16", "176", MM_N0 "," MM_N1 "," MM_N2 "," MM_N3 "," MM_N4 "," MM_N5, MM_D88, "%88", "%89", "%90", "%91", "%92");
-  } else if constexpr (R == 16) {
+  if constexpr (R == 16) {
     if constexpr (kBf16) MM_WGMMA_SS("bf16", "32", MM_N0, MM_D16(0), "%16", "%17", "%18", "%19", "%20");
     else MM_WGMMA_SS("f16", "32", MM_N0, MM_D16(0), "%16", "%17", "%18", "%19", "%20");
   } else if constexpr (R == 32) {
