@@ -227,15 +227,19 @@ inline AttentionProblem attentionProblem(const MMTensorView& q, const MMTensorVi
 inline bool mmaTakes(const AttentionProblem& p, int32_t dtype, int capability) {
   return dtype != MM_F32 && p.dim % 8 == 0 && p.scale > 0 && capability >= 80;
 }
+// What the kernels for Hopper ask.
+inline bool hopperTakes(const AttentionProblem& p, int32_t dtype, int capability) {
+  return mmaTakes(p, dtype, capability) && capability == 90 && p.dim > 32 && p.dim <= 128;
+}
 template <class F>
 int32_t dispatchHalf(int32_t dtype, F&& f) {
   return dtype == MM_BF16 ? f(bf16{}) : f(f16{});
 }
 
-// attention_forward.cu: the tensor-core path where problem and addresses allow, else the general one.
-int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x);
-// attention_backward_hopper.cu: all gradients; false, and nothing done, where its copies cannot serve the operands.
-bool hopperTakes(const AttentionProblem& p, int32_t dtype, int capability);
+// attention_forward.cu: a tensor-core path where problem and addresses allow, Hopper's with `hopper`, else the general one.
+int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, bool hopper);
+// attention_forward_hopper.cu, attention_backward_hopper.cu: false, and nothing done, where their copies cannot serve the operands.
+bool runHopperForward(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, int32_t& status);
 template <class T>
 bool runHopperBackward(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status);
 // attention_kv_cache.cu: few queries over many keys.

@@ -13,16 +13,6 @@ bool encodeMaps(const MMCall* c, int queries, int keys, BackwardMaps& maps) {
          encodeHeads(maps.v, in(c, V), keys);
 }
 
-// Built for another architecture than sm_90a, the kernels are empty; their registers tell.
-bool built() {
-  static const bool result = [] {
-    cudaFuncAttributes a{};
-    const bool known = cudaFuncGetAttributes(&a, attentionKeyGradientWgmmaKernel<bf16, 64, 4>) == cudaSuccess;
-    return known && a.binaryVersion == 90 && a.numRegs > 64;
-  }();
-  return result;
-}
-
 template <class T, int D>
 bool runGradients(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status) {
   constexpr int kKeyStages = D > 64 ? 3 : 4, kKeys = 128, kQueryStages = D > 64 ? 2 : 3;
@@ -33,12 +23,12 @@ bool runGradients(const MMCall* c, const AttentionProblem& p, const BackwardOper
   if (!encodeMaps(c, QueryLayout::Resident::rows, QueryLayout::Streamed::rows, byQueries)) return false;
   if (hasOut(c, DK) || hasOut(c, DV)) {
     const BlockOrder order = blockOrder<KeyLayout::Resident::rows, true>(p, deviceOf(c).l2Bytes);
-    status = launch(c, attentionKeyGradientWgmmaKernel<T, D, kKeyStages>, dim3(order.blocks()), dim3(kGradientThreads),
+    status = launch(c, attentionKeyGradientWgmmaKernel<T, D, kKeyStages>, dim3(order.tiles()), dim3(kGradientThreads),
                     KeyLayout::shared, p, order, x, byKeys);
   }
   if (!status && hasOut(c, DQ)) {
     const BlockOrder order = blockOrder<QueryLayout::Resident::rows, false>(p, deviceOf(c).l2Bytes);
-    status = launch(c, attentionQueryGradientWgmmaKernel<T, D, kKeys, kQueryStages>, dim3(order.blocks()), dim3(kGradientThreads),
+    status = launch(c, attentionQueryGradientWgmmaKernel<T, D, kKeys, kQueryStages>, dim3(order.tiles()), dim3(kGradientThreads),
                     QueryLayout::shared, p, order, x, byQueries);
   }
   return true;
@@ -46,13 +36,10 @@ bool runGradients(const MMCall* c, const AttentionProblem& p, const BackwardOper
 
 }  // namespace
 
-bool hopperTakes(const AttentionProblem& p, int32_t dtype, int capability) {
-  return mmaTakes(p, dtype, capability) && capability == 90 && p.dim > 32 && p.dim <= 128;
-}
-
 template <class T>
 bool runHopperBackward(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status) {
-  if (!built()) return false;
+  static const bool built = builtForHopper(attentionKeyGradientWgmmaKernel<bf16, 64, 4>);
+  if (!built) return false;
   return p.dim <= 64 ? runGradients<T, 64>(c, p, x, status) : runGradients<T, 128>(c, p, x, status);
 }
 template bool runHopperBackward(const MMCall*, const AttentionProblem&, const BackwardOperands<bf16>&, int32_t&);

@@ -30,6 +30,7 @@ struct BackwardMaps {
 
 constexpr int kGradientConsumers = 2, kGradientThreads = 128 * (kGradientConsumers + 1);
 constexpr int kGradientRegisters = 240;  // of a consumer
+constexpr int kGradientProducerRegisters = producerRegisters<kGradientConsumers, 1, kGradientRegisters>();
 
 // Shared memory: resident tiles, stages, numbers of the rows of stages, barriers (full and free of each stage, resident).
 template <int D, int RESIDENT, int STREAMED, int STAGES, bool STATS>
@@ -59,7 +60,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   const uint32_t base = sharedAddress(shared), full = base + Layout::barriers, empty = full + 8 * STAGES, resident = empty + 8 * STAGES;
   AttentionSequence s;
   int kvHead, first;  // early keys first: most queries see them under a causal mask
-  if (!orderedTile<Keys::rows, true>(p, order, s, kvHead, first)) return;
+  if (!orderedTile<Keys::rows, true>(p, order, int(blockIdx.x), s, kvHead, first)) return;
   const Span queries = p.queriesOf(s, first, min(first + Keys::rows, s.keys));
   // Steps run over the heads of the group and, within a head, over blocks of queries.
   const int blocks = queries.end > queries.begin ? (queries.end - queries.begin + QUERIES - 1) / QUERIES : 0, steps = blocks * p.group;
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   if (group == kGradientConsumers) {
-    lowerRegisters<kProducerRegisters>();
+    lowerRegisters<kGradientProducerRegisters>();
     if (warp != 0) return;
     if (lane == 0) {
       arriveExpecting(resident, 2 * Keys::bytes);
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     ring.advance();
     waitBarrier(full + 8 * ring.stage, ring.parity);
     if (p.packed() && s.queries - query < QUERIES)
-      clearRows<Queries>(shared + Layout::stage + ring.stage * Layout::stageBytes, s.queries - query, threadIdx.x % 128, 1 + group);
+      clearRows<Queries, 2>(shared + Layout::stage + ring.stage * Layout::stageBytes, s.queries - query, threadIdx.x % 128, 1 + group);
   };
   const auto release = [&](int stage) {
     if (lane == 0) arrive(empty + 8 * stage);
@@ -256,7 +257,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   const uint32_t base = sharedAddress(shared), full = base + Layout::barriers, empty = full + 8 * STAGES, resident = empty + 8 * STAGES;
   AttentionSequence s;
   int head, first;
-  if (!orderedTile<Queries::rows, false>(p, order, s, head, first)) return;
+  if (!orderedTile<Queries::rows, false>(p, order, int(blockIdx.x), s, head, first)) return;
   const Span keys = {p.keysOf(s, first).begin, p.keysOf(s, min(first + Queries::rows, s.queries) - 1).end};
   const int steps = keys.end > keys.begin ? (keys.end - keys.begin + KEYS - 1) / KEYS : 0;
 
@@ -268,7 +269,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   __syncthreads();
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
   if (group == kGradientConsumers) {
-    lowerRegisters<kProducerRegisters>();
+    lowerRegisters<kGradientProducerRegisters>();
     if (warp != 0 || lane != 0) return;
     arriveExpecting(resident, 2 * Queries::bytes);
     copyTile<Queries>(base, maps.q, resident, s.firstQuery + first, head, s.batch);
@@ -309,7 +310,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     waitBarrier(full + 8 * ring.stage, ring.parity);
     const int rows = s.keys - keys.begin - step * KEYS;
     if (p.packed() && rows < KEYS)
-      clearRows<Keys>(shared + Layout::stage + ring.stage * Layout::stageBytes, rows, threadIdx.x % 128, 1 + group);
+      clearRows<Keys, 2>(shared + Layout::stage + ring.stage * Layout::stageBytes, rows, threadIdx.x % 128, 1 + group);
   };
   const auto release = [&](int stage) {
     if (lane == 0) arrive(empty + 8 * stage);
@@ -340,6 +341,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     }
 #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) w[i] = exp2Fast(fmaf(w[i], p.scaleLog2, -lse2[i / 2 % 2]));
+    holdBeforeWait(p.dim < 0);
     waitProducts<0>();
     settle(dP);
 #pragma unroll

@@ -7,14 +7,28 @@
 
 namespace mm::cuda {
 
-constexpr int kProducerRegisters = 24;
+// Registers of a thread of the producer where those of GROUPS consumers are raised to that many: the rest of what the launch gave the
+// block, BLOCKS on a multiprocessor. A raise beyond that waits forever.
+template <int GROUPS, int BLOCKS, int CONSUMER>
+constexpr int producerRegisters() {
+  constexpr int entry = 65536 / (128 * (GROUPS + 1) * BLOCKS) / 8 * 8, rest = (GROUPS + 1) * entry - GROUPS * CONSUMER;
+  static_assert(CONSUMER % 8 == 0 && CONSUMER >= entry && rest >= 24, "registers");
+  return rest;
+}
+
+// Built for another architecture than sm_90a, a kernel is empty; its registers tell.
+template <class K>
+bool builtForHopper(K kernel) {
+  cudaFuncAttributes a{};
+  return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
+}
 
 // Blocks in the order in which they start: sections of heads whose streamed operands fit in the L2 cache together, so that long
 // sequences are read from memory about once a section; in a section the longest tiles first, and those of all its heads side by
 // side. A head of another batch entry is another head here; the tiles of packed sequences are all of one head.
 struct BlockOrder {
   int heads, section, slots;  // slots: tiles of a head
-  unsigned blocks() const { return unsigned(heads) * unsigned(slots); }
+  int tiles() const { return heads * slots; }
 };
 // KEYS: blocks own tiles of keys of key-value heads, and a head's queries and their gradients stream; else queries, and keys and
 // values stream.
@@ -27,11 +41,11 @@ BlockOrder blockOrder(const AttentionProblem& p, size_t cache) {
   return {streams * users, int(ceilDiv(streams, sections ? sections : 1)) * users, int(p.packed() || !slots ? slots : slots / copies)};
 }
 
-// The tile of this block; false where the slot is empty.
+// The tile of that index in this order; false where the slot is empty.
 template <int ROWS, bool KEYS>
-__device__ __forceinline__ bool orderedTile(const AttentionProblem& p, const BlockOrder& order, AttentionSequence& s, int& head,
+__device__ __forceinline__ bool orderedTile(const AttentionProblem& p, const BlockOrder& order, int index, AttentionSequence& s, int& head,
                                             int& first) {
-  const int block = int(blockIdx.x), size = order.section * order.slots, section = block / size, i = block - section * size;
+  const int size = order.section * order.slots, section = index / size, i = index - section * size;
   const int width = min(order.section, order.heads - section * order.section), heads = KEYS ? p.kvHeads : p.heads;
   const int owner = section * order.section + i % width, slot = KEYS ? i / width : order.slots - 1 - i / width;
   head = owner % heads;
@@ -53,11 +67,11 @@ __device__ __forceinline__ Span stepsOf(Span mine, Span all, int size) {
   return {(mine.begin - all.begin) / size, (mine.end - all.begin + size - 1) / size};
 }
 
-// Zeros in rows [rows, ROWS) of the two tiles of a stage, by one warpgroup: of a packed sequence the copy also brought rows of the
-// next one, which may hold anything, and zero times that must be zero. Both warpgroups write the same.
-template <class Tile>
+// Zeros in rows [rows, ROWS) of the TILES tiles of a stage, by one warpgroup: where a sequence ends before its tensor, the copy also
+// brought rows behind it, which may hold anything, and zero times that must be zero. All warpgroups write the same.
+template <class Tile, int TILES>
 __device__ __forceinline__ void clearRows(char* stage, int rows, int thread, int barrier) {
-  for (int i = thread; i < 2 * Tile::slabs * (Tile::rows - rows) * 8; i += 128) {
+  for (int i = thread; i < TILES * Tile::slabs * (Tile::rows - rows) * 8; i += 128) {
     const int piece = i % 8, row = rows + i / 8 % (Tile::rows - rows), slab = i / 8 / (Tile::rows - rows);
     *reinterpret_cast<uint4*>(stage + slab * Tile::slabBytes + row * 128 + piece * 16) = uint4{0, 0, 0, 0};
   }
@@ -78,8 +92,9 @@ __device__ __forceinline__ void storeTile(char* tile, int row, const float (&d)[
   }
   __syncwarp();
   constexpr int PIECES = Tile::dim / 8;
-  for (int i = lane; i < 16 * PIECES; i += 32) {
-    const int r = i / PIECES, piece = i % PIECES;
+#pragma unroll
+  for (int n = 0; n < PIECES / 2; n++) {
+    const int i = n * 32 + lane, r = i / PIECES, piece = i % PIECES;
     if (r < rows && piece * 8 < dim)
       *reinterpret_cast<uint4*>(global + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + Tile::offset(row + r, piece));
   }

@@ -36,10 +36,21 @@ __device__ __forceinline__ void settle(V (&d)[N]) {
     else asm volatile("" : "+r"(d[i])::"memory");
   }
 }
+// The assembler moves arithmetic behind a wait for products that does not need it, where nothing runs meanwhile. A branch in between,
+// never taken for a reason that it does not know, keeps the arithmetic before the wait.
+__device__ __forceinline__ void holdBeforeWait(bool never) {
+  if (never) asm volatile("nanosleep.u32 0;" ::: "memory");
+}
 // Shared memory written by ordinary stores becomes visible to products and bulk copies behind a barrier.
 __device__ __forceinline__ void fenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// A barrier of the 128 threads of a warpgroup; 0 is __syncthreads().
-__device__ __forceinline__ void syncWarpgroup(int barrier) { asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory"); }
+// A barrier of so many threads, the arriving ones among them; 0 is __syncthreads().
+__device__ __forceinline__ void syncThreads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void arriveThreads(int barrier, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void syncWarpgroup(int barrier) { syncThreads(barrier, 128); }
 
 // Registers of a thread, for all warps of a warpgroup; the kernel needs __launch_bounds__(threads, 1).
 template <int N>
