@@ -15,12 +15,14 @@ export interface BenchInput {
   order?: number[];
 }
 
-/** One shape of one op. `flops` counts multiplications and additions; bytes are those of all operands and results. */
+/** One shape of one op. `flops` counts multiplications and additions; bytes are those of all operands and results, unless `moves` says less. */
 export interface BenchCase {
   op: string;
   name: string;
   inputs: Record<string, BenchInput | BenchInput[]>;
   attrs?: Attrs;
+  /** elements of the run's dtype read and written, where most of an operand is not touched */
+  moves?: number;
   flops?: number;
   /** flops of the backward op, when it is to be timed too */
   backwardFlops?: number;
@@ -204,6 +206,9 @@ const usual: BenchCase[] = [
   attention(1, 2048, 2048, 16, 8, 128, true),
   attention(1, 8192, 8192, 4, 2, 128, true),
   decode(32768, 16, 8, 128),
+  { op: 'kvCacheAppend', name: '64 rows of 8 x 128', inputs: { cache: t(64, 1024, 8, 128), x: t(64, 1, 8, 128), positions: { shape: [64], ints: 1024 } }, moves: 2 * 64 * 8 * 128 },
+  { op: 'posEmbedBicubic', name: '32 x 32 to 64 x 64, 1024 wide', inputs: { posEmbed: t(1, 1024, 1024) }, attrs: { outH: 64, outW: 64 } },
+  { op: 'ropeTable', name: '4096 x 128', inputs: {}, attrs: { headDim: 128, length: 4096, theta: 1e6 } },
   conv(2048, 4096, 2, true),
   conv(2048, 4096, 4, true),
   convUpdate(64, 6144, 2),
@@ -219,15 +224,26 @@ const usual: BenchCase[] = [
   linear(4096, 2048, 2048),
   linear(1, 2048, 8192),
   { op: 'matmul', name: '16 x 512x128x512', inputs: { a: t(16, 512, 128), b: t(16, 128, 512) }, flops: 2 * 16 * 512 * 128 * 512, backward: true, backwardFlops: 4 * 16 * 512 * 128 * 512 },
-  { op: 'embedding', name: '8192 of 92553 x 2048', inputs: { weight: t(92553, 2048), ids: { shape: [8192], ints: 92553 } } },
+  { op: 'embedding', name: '8192 of 92553 x 2048', inputs: { weight: t(92553, 2048), ids: { shape: [8192], ints: 92553 } }, moves: 2 * 8192 * 2048 },
   { op: 'patchEmbed', name: '12 tiles 448, patch 14, 1024 wide', inputs: { x: t(12, 3, 448, 448), weight: t(1024, 3, 14, 14), bias: t(1024) }, flops: 2 * 12 * 1024 * 1024 * 588 },
   { op: 'pixelShuffle', name: '12 x 1024 x 1024', inputs: { x: t(12, 1024, 1024) } },
   add(64),
+  { op: 'sub', name: 'column broadcast 16384 x 4096', inputs: { a: t(16384, 4096), b: t(16384, 1) } },
+  { op: 'div', name: '16384 x 4096', inputs: { a: t(16384, 4096), b: { shape: [16384, 4096], low: 1, high: 2 } } },
+  { op: 'scale', name: '64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { factor: 0.5, shift: 1 } },
+  { op: 'cast', name: '64 Mi elements to f32', inputs: { x: t(1 << 26) }, attrs: { dtype: 'f32' } },
+  { op: 'fill', name: '64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { value: 1 } },
+  { op: 'copyInto', name: '64 Mi elements', inputs: { dst: t(1 << 26), src: t(1 << 26) } },
+  { op: 'concat', name: 'columns of two 8192 x 4096', inputs: { x: [t(8192, 4096), t(8192, 4096)] }, attrs: { axis: 1 } },
   { op: 'mul', name: 'row broadcast 16384 x 4096', inputs: { a: t(16384, 4096), b: t(4096) } },
   { op: 'unary', name: 'exp, 64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { kind: 'exp' } },
   { op: 'copy', name: 'transpose 8192 x 8192', inputs: { x: { shape: [8192, 8192], order: [1, 0] } } },
   { op: 'sum', name: 'last axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: -1 } },
-  { op: 'gatherRows', name: '65536 of 92553 x 512', inputs: { x: t(92553, 512), index: { shape: [65536], ints: 92553 } } },
+  { op: 'mean', name: 'first axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: 0 } },
+  { op: 'max', name: 'last axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: -1 } },
+  { op: 'scatterRows', name: '8192 of 65536 x 512', inputs: { x: t(65536, 512), index: { shape: [8192], ints: 65536 }, src: t(8192, 512) } },
+  { op: 'scatterAddRows', name: '8192 of 65536 x 512', inputs: { x: t(65536, 512), index: { shape: [8192], ints: 65536 }, src: t(8192, 512) } },
+  { op: 'gatherRows', name: '65536 of 92553 x 512', inputs: { x: t(92553, 512), index: { shape: [65536], ints: 92553 } }, moves: 2 * 65536 * 512 },
   { op: 'crossEntropy', name: '1024 x 92553', inputs: { logits: t(1024, 92553), labels: { shape: [1024], ints: 92553 } } },
   { op: 'klDiv', name: '512 x 92553', inputs: { student: t(512, 92553), teacher: t(512, 92553) } },
   mse(8192),

@@ -87,7 +87,8 @@ export async function benchCase(c: BenchCase, options: BenchOptions): Promise<Ke
     return { op, name: c.name, dtype, ...timing, bytes: moved, flops, floorMs, share: floorMs / timing.ms, ...rates, sets: sets.length, peers: [] };
   };
   const forward = await time((i) => run(c.op, sets[i]!, c.attrs, device), device, { sets: sets.length });
-  const rows = [row(c.op, forward, bytes, c.flops ?? 0)];
+  const touched = c.moves === undefined ? bytes : c.moves * (dtype === 'f32' ? 4 : 2);
+  const rows = [row(c.op, forward, touched, c.flops ?? 0)];
   if (c.backward) {
     const backward = opSchema(schema.backward!);
     const given = sets.map((operands, i) => {

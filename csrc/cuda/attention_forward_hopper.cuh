@@ -135,18 +135,7 @@ __global__ void __launch_bounds__(128 * (GROUPS + 1), GROUPS == 1 ? 2 : 1)
   // Scores of block j to weights; says in `rises` and `factor` how o is to be rescaled.
   const auto weigh = [&](int j) {
     const int key = keys.begin + j * KEYS;
-    if (late.begin > key || early.end < key + KEYS) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const Span seen = p.keysOf(s, query + warp * 16 + h * 8 + lane / 4);
-        const int from = seen.begin - key - lane % 4 * 2, to = seen.end - key - lane % 4 * 2;
-#pragma unroll
-        for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-          for (int e = 0; e < 2; e++)
-            if (n * 8 + e < from || n * 8 + e >= to) w[4 * n + 2 * h + e] = -INFINITY;
-      }
-    }
+    if (late.begin > key || early.end < key + KEYS) maskScores<KEYS>(w, p, s, query + warp * 16 + lane / 4, key, lane);
     float largest[2];
     bool rise = false;
 #pragma unroll

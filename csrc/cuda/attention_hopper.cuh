@@ -100,4 +100,21 @@ __device__ __forceinline__ void storeTile(char* tile, int row, const float (&d)[
   }
 }
 
+// Hides the keys that a query does not see. w: the scores of a warp's 16 queries with KEYS keys from `key`; `query`: the first of the
+// lane's two.
+template <int KEYS>
+__device__ __forceinline__ void maskScores(float (&w)[KEYS / 2], const AttentionProblem& p, const AttentionSequence& s, int query, int key,
+                                           int lane) {
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const Span seen = p.keysOf(s, query + h * 8);
+    const int from = seen.begin - key - lane % 4 * 2, to = seen.end - key - lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+      for (int e = 0; e < 2; e++)
+        if (n * 8 + e < from || n * 8 + e >= to) w[4 * n + 2 * h + e] = -INFINITY;
+  }
+}
+
 }  // namespace mm::cuda

@@ -7,22 +7,9 @@
 
 namespace mm::cuda {
 
-// The sums that a lane has of rows, which are zero past their end.
 template <class T, int K, int R>
 __device__ __forceinline__ void plainSums(Words<T> (&px)[R][K], float (&sum)[R]) {
-  constexpr int V = kVector<T>;
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    sum[r] = 0.f;
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      float v[V];
-      unpack(px[r][k], v);
-#pragma unroll
-      for (int i = 0; i < V; i++) sum[r] += v[i];
-    }
-  }
-  keepPacked(px);
+  laneSums(px, sum, [](float s, float v) { return s + v; });
 }
 
 template <class T, int K, int R>

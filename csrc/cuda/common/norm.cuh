@@ -56,9 +56,9 @@ __device__ __forceinline__ void loadParameters(const Weights (&from)[P], int n, 
   else as(T{});
 }
 
-// sum[r] = the sum of the squares that a lane has of a row
-template <class T, int K, int R>
-__device__ __forceinline__ void squares(Words<T> (&px)[R][K], float (&sum)[R]) {
+// sum[r] = add(... add(add(0, v0), v1) ...) over what a lane has of a row, which is zero past the row's end.
+template <class T, int K, int R, class F>
+__device__ __forceinline__ void laneSums(Words<T> (&px)[R][K], float (&sum)[R], F&& add) {
   constexpr int V = kVector<T>;
 #pragma unroll
   for (int r = 0; r < R; r++) {
@@ -68,10 +68,14 @@ __device__ __forceinline__ void squares(Words<T> (&px)[R][K], float (&sum)[R]) {
       float v[V];
       unpack(px[r][k], v);
 #pragma unroll
-      for (int i = 0; i < V; i++) sum[r] = fmaf(v[i], v[i], sum[r]);
+      for (int i = 0; i < V; i++) sum[r] = add(sum[r], v[i]);
     }
   }
   keepPacked(px);
+}
+template <class T, int K, int R>
+__device__ __forceinline__ void squares(Words<T> (&px)[R][K], float (&sum)[R]) {
+  laneSums(px, sum, [](float s, float v) { return fmaf(v, v, s); });
 }
 
 // 1 / sqrt(mean of the squares + eps) of the first `end` elements of a row: n, or 0 where the team has none.
