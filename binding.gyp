@@ -51,7 +51,7 @@
       "target_name": "mmmamba",
       "dependencies": ["kernels_base"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
-      "defines": ["NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
+      "defines": ["MM_VERSION=<!(node -p \"require('./package.json').version\")", "NAPI_VERSION=9", "NAPI_CPP_EXCEPTIONS", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "sources": [
         "csrc/core/backends.cc",
         "csrc/core/dispatcher.cc",

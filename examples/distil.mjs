@@ -1,5 +1,5 @@
 // Seeds mmMamba-linear from a teacher and distils it in three stages: node examples/distil.mjs [steps] [folder]
-import { distill, distillSchema } from 'mmmamba';
+import { distill, distillSchema } from 'mmmamba/train';
 
 const [steps = '100', out = 'runs/example'] = process.argv.slice(2);
 const short = { steps: Number(steps), batchSize: 64 };

@@ -1,5 +1,6 @@
 /**
- * The public surface of mmmamba: tensors and ops, the tape, models, files, and the training recipe.
+ * The public surface of mmmamba: tensors and ops, the tape, models and files. The training recipe is `mmmamba/train`, so that
+ * who only calls kernels does not load its packages (zod, yaml, echarts), which take longer than all of this.
  * @packageDocumentation
  */
 export { MmError, type ErrorCode } from './native/errors.js';
@@ -24,6 +25,3 @@ export { decodeImage } from './io/images/decode.js';
 export { preprocessImage } from './io/images/preprocess.js';
 export { openSafetensors, openSharded, readSafetensors, readSharded, writeSafetensors } from './io/safetensors.js';
 export { AdamW } from './train/optimizer.js';
-export { distillSchema, presets, trainTeacherSchema } from './train/config.js';
-export { distill } from './train/distill.js';
-export { trainTeacher } from './train/teacher.js';

@@ -13,6 +13,9 @@
 #include "napi/errors.h"
 #include "napi/handle.h"
 
+#define MM_TEXT_OF(x) #x
+#define MM_TEXT(x) MM_TEXT_OF(x)
+
 namespace mm {
 
 namespace {
@@ -415,6 +418,7 @@ Napi::Value setSearch(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
+  exports.Set("version", MM_TEXT(MM_VERSION));
   exports.Set("abiVersion", Napi::Number::New(env, MM_ABI_VERSION));
   exports.Set("schemas", Napi::Function::New(env, listSchemas));
   exports.Set("run", Napi::Function::New(env, runOp));

@@ -1,4 +1,4 @@
-export { parseModelConfig, readModelConfig, studentConfig, defaultMixer, blockTypes } from './config.js';
+export { studentConfig, defaultMixer, blockTypes } from './config.js';
 export type { BlockType, MixerConfig, ModelConfig, RopeConfig, StackConfig, VisionConfig } from './config.js';
 export type { Tap } from './context.js';
 export { batchOf, type Batch, type ModelInputs } from './inputs.js';

@@ -10,7 +10,7 @@ import { noGrad } from '../autograd/tape.js';
 import type { Dtype } from '../tensor/dtype.js';
 import { untracked } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
-import { readModelConfig, type ModelConfig } from './config.js';
+import type { ModelConfig } from './config.js';
 import { VisionLanguageModel } from './model.js';
 
 const fromFile: Partial<Record<SafetensorsDtype, Dtype>> = { F32: 'f32', BF16: 'bf16', F16: 'f16' };
@@ -49,6 +49,7 @@ export interface LoadOptions extends Partial<Placement> {
  */
 export async function loadModel(folder: string, options: LoadOptions = {}): Promise<VisionLanguageModel> {
   await recoverFolder(folder);
+  const { readModelConfig } = await import('./config-file.js'); // late: it loads zod and yaml
   const config = await readModelConfig(join(folder, 'config.json'));
   await using reader = await openSharded(folder);
   const model = new VisionLanguageModel(config, placementOf(options));

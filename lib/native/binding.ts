@@ -66,6 +66,8 @@ export interface RawBackend {
 }
 
 export interface Binding {
+  /** of the package that it was built from */
+  version?: string;
   abiVersion: number;
   schemas(): OpSchema[];
   run(op: number, inputs: (Handle | null | (Handle | null)[])[], attrs: Attrs | undefined, device: string | undefined): (Wrapped | Wrapped[] | null)[];

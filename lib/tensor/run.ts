@@ -50,9 +50,9 @@ export function run(op: string, operands: Operands, attrs?: Attrs, device?: stri
       where ??= value.device;
       return value.handle;
     }
-    if (!Array.isArray(value)) throw new MmError('ERR_ARGUMENT', `${op}: ${name} must be a tensor${schema.inputs.find((i) => i.name === name)?.list ? ' list' : ''}`);
+    if (!Array.isArray(value)) throw notATensor(`${op}: ${name}`, value, schema.inputs.find((i) => i.name === name)?.list ? 'tensor list' : 'tensor');
     return value.map((t: unknown, i) => {
-      if (!(t instanceof Tensor)) throw new MmError('ERR_ARGUMENT', `${op}: ${name}[${i}] must be a tensor`);
+      if (!(t instanceof Tensor)) throw notATensor(`${op}: ${name}[${i}]`, t, 'tensor');
       where ??= t.device;
       return t.handle;
     });
@@ -72,6 +72,13 @@ export function run(op: string, operands: Operands, attrs?: Attrs, device?: stri
   } catch (error) {
     throw adopt(error);
   }
+}
+
+/** The error for an operand of a wrong kind. Two versions of this package in one process each have their own tensors. */
+function notATensor(what: string, value: unknown, wanted: string): MmError {
+  const foreign = (value as { constructor?: { name?: string } } | undefined)?.constructor?.name === 'Tensor';
+  const hint = foreign ? ' of this copy of mmmamba; another copy in this process made it (npm ls mmmamba shows where they come from)' : '';
+  return new MmError('ERR_ARGUMENT', `${what} must be a ${wanted}${hint}`);
 }
 
 function isList(result: Wrapped | Wrapped[] | null | undefined): result is Wrapped[] {

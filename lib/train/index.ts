@@ -1,7 +1,14 @@
+/**
+ * The training recipe: settings, the three stages, data, metrics and report.
+ * @packageDocumentation
+ */
+export { parseModelConfig } from '../models/config-file.js';
 export {
+  distillSchema,
   loadDistillConfig,
   loadTrainTeacherConfig,
   presets,
+  trainTeacherSchema,
   type DistillConfig,
   type Optimisation,
   type Stages,

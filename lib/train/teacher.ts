@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { parseModelConfig, type ModelConfig } from '../models/config.js';
+import type { ModelConfig } from '../models/config.js';
+import { parseModelConfig } from '../models/config-file.js';
 import { loadModel, placementOf } from '../models/load.js';
 import type { ModelInputs } from '../models/inputs.js';
 import { VisionLanguageModel } from '../models/model.js';

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 import { readSafetensors, writeSafetensors } from '../../lib/io/safetensors.js';
 import { Random } from '../../lib/tensor/random.js';
 import { Scope } from '../../lib/tensor/scope.js';
-import { batchOf, loadModel, parseModelConfig, placementOf, saveModel, seedStudent, VisionLanguageModel } from '../../lib/models/index.js';
+import { parseModelConfig } from '../../lib/models/config-file.js';
+import { batchOf, loadModel, placementOf, saveModel, seedStudent, VisionLanguageModel } from '../../lib/models/index.js';
 import { fails, temporaryFolder } from '../io/_helpers.js';
 import { Golden, golden, leakFree, relativeError, teacherOf } from './_golden.js';
 

@@ -1,4 +1,4 @@
-import { Tokenizer as JsonTokenizer } from '@huggingface/tokenizers';
+import type { Tokenizer as JsonTokenizer } from '@huggingface/tokenizers';
 import { join } from 'node:path';
 import { MmError } from '../../native/errors.js';
 import { reasonOf } from '../fail.js';
@@ -46,8 +46,9 @@ export class HfTokenizer implements Tokenizer {
     const path = join(folder, HF_TOKENIZER_FILE);
     const tokenizer = await readJsonObject(path);
     const config = await readOptionalJsonObject(join(folder, 'tokenizer_config.json'));
+    const { Tokenizer } = await import('@huggingface/tokenizers');
     try {
-      return new HfTokenizer(new JsonTokenizer(tokenizer, config), config);
+      return new HfTokenizer(new Tokenizer(tokenizer, config), config);
     } catch (cause) {
       throw new MmError('ERR_FILE_FORMAT', `${path} is not a tokenizer that can be read: ${reasonOf(cause)}`, { cause });
     }
