@@ -1,11 +1,14 @@
 // Builds build-cuda/libmmmamba_cuda.so with CMake. `npm run build:cuda [-- --arch 90a]`: architectures as compute capabilities,
 // several with commas; default: those of the GPUs of this machine, else 80 and 90a. `--if-nvcc`: without nvcc, says so and succeeds.
+// `--release`: as the package carries it: every architecture and one PTX unless told otherwise, compressed, without line numbers
+// (together a twentieth of the size), for glibc 2.28.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { cudaToolkit } from './cuda-toolkit.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const out = join(root, 'build-cuda');
@@ -22,29 +25,40 @@ function run(command, args, options = {}) {
 }
 
 const { values } = parseArgs({
-  options: { arch: { type: 'string' }, jobs: { type: 'string', default: String(availableParallelism()) }, 'if-nvcc': { type: 'boolean' } },
+  options: {
+    arch: { type: 'string' },
+    jobs: { type: 'string', default: String(availableParallelism()) },
+    release: { type: 'boolean' },
+    'if-nvcc': { type: 'boolean' },
+  },
 });
 
-const toolkit = [process.env.CUDA_HOME, process.env.CUDA_PATH, '/usr/local/cuda'].filter(Boolean).find((folder) => existsSync(join(folder, 'bin', 'nvcc')));
+const toolkit = cudaToolkit();
 if (!toolkit && values['if-nvcc']) {
   console.log('mmmamba: there is no nvcc here, so the CUDA library is not built');
   process.exit();
 }
 if (!toolkit) fail('nvcc is missing: install the CUDA toolkit, 12.4 to 13, or set CUDA_HOME to where it is');
 
+/** Code for each kind of GPU since Ampere; the PTX is for those that have none here. */
+const released = ['80-real', '86-real', '89-real', '90a-real', '100-real', '120-real', '80-virtual'];
+
 function architectures() {
-  if (values.arch) return values.arch.split(',');
+  if (values.arch) return values.arch.split(',').map((arch) => `${arch}-real`);
+  if (values.release) return released;
   const found = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader'], { encoding: 'utf8' });
   const caps = found.status === 0 ? [...new Set(found.stdout.trim().split('\n').map((line) => line.replace('.', '')))] : [];
-  return caps.length > 0 ? caps.map((cap) => (cap === '90' ? '90a' : cap)) : ['80', '90a'];
+  return caps.length > 0 ? caps.map((cap) => (cap === '90' ? '90a-real' : `${cap}-real`)) : ['80-real', '90a-real'];
 }
 
 mkdirSync(out, { recursive: true });
 const archs = architectures();
+const { linkFlags } = values.release ? await import('./release/glibc-stubs.mjs') : { linkFlags: () => [] };
 const configure = run('cmake', [
   '-S', root, '-B', out, '-DCMAKE_BUILD_TYPE=Release',
   `-DCMAKE_CUDA_COMPILER=${join(toolkit, 'bin', 'nvcc')}`,
-  `-DMMMAMBA_CUDA_ARCHS=${archs.map((arch) => `${arch}-real`).join(';')}`,
+  `-DMMMAMBA_CUDA_ARCHS=${archs.join(';')}`,
+  `-DMMMAMBA_RELEASE_LINK=${linkFlags(join(root, '.cache', 'glibc')).join(';')}`,
 ]);
 if (configure.status !== 0) fail(`cmake failed:\n${configure.stdout}${configure.stderr}`);
 const build = run('cmake', ['--build', out, '--parallel', values.jobs], { stdio: ['ignore', 'pipe', 'pipe'] });

@@ -25,11 +25,12 @@ function cpuFeatures(): string[] {
   return wanted.filter((feature) => present.has(feature));
 }
 
-function machine(): Check[] {
+async function machine(): Promise<Check[]> {
+  const { cLibrary } = await import('../native/backends.js');
   const [major, minor] = process.versions.node.split('.').map(Number) as [number, number];
   const recent = major > 20 || (major === 20 && minor >= 19);
   return [
-    { name: 'platform', status: 'ok', found: `${process.platform}-${process.arch}` },
+    { name: 'platform', status: 'ok', found: `${process.platform}-${process.arch}, ${cLibrary()}` },
     { name: 'node', status: recent ? 'ok' : 'fail', found: process.version, remedy: recent ? undefined : 'install Node.js 20.19 or newer' },
     {
       name: 'cpu',
@@ -45,11 +46,11 @@ function machine(): Check[] {
   ];
 }
 
-/** The binary that this process runs, as the system sees it. */
-function loadedAddon(): string {
-  const { sharedObjects } = process.report.getReport() as { sharedObjects: string[] };
-  const override = process.env['MMMAMBA_NATIVE_PATH'];
-  return sharedObjects.find((path) => path === override || /mmmamba[^/\\]*\.node$/.test(path)) ?? 'loaded';
+/** What a missing GPU needs, by what stands in the way. */
+function cudaRemedy(library: string | null): string {
+  const use = 'only needed for --device cuda';
+  if (process.platform !== 'linux') return `${use}, which runs on Linux`;
+  return library === null ? `${use}: npx mmmamba build --cuda compiles the library where a CUDA toolkit is, or set MMMAMBA_CUDA_PATH` : use;
 }
 
 /** A GPU as backends() describes it, in a line. */
@@ -66,14 +67,22 @@ function gpuText(device: Record<string, unknown>, index: number, driver: string 
 }
 
 async function native(): Promise<Check[]> {
-  const { backends, nvidiaDriver } = await import('../native/backends.js');
+  const { addon, backends, nvidiaDriver } = await import('../native/backends.js');
   let found: ReturnType<typeof backends>;
   try {
     found = backends();
   } catch (error) {
     return [{ name: 'addon', status: 'fail', found: reasonOf(error) }];
   }
-  const checks: Check[] = [{ name: 'addon', status: 'ok', found: loadedAddon() }];
+  const { path, version, passedOver } = addon();
+  const checks: Check[] = [
+    {
+      name: 'addon',
+      status: passedOver.length === 0 ? 'ok' : 'warn',
+      found: [`${version}, ${path}`, ...passedOver.map((attempt) => `passed over ${attempt.path}: ${attempt.reason}`)].join('\n'),
+      remedy: passedOver[0]?.remedy,
+    },
+  ];
   for (const { name, available, reason, library, devices } of found) {
     const shown = devices.map((d, i) =>
       name === 'cuda'
@@ -88,10 +97,7 @@ async function native(): Promise<Check[]> {
       // The GPU is a choice, the CPU is not.
       status: available ? 'ok' : name === 'cpu' ? 'fail' : 'warn',
       found: available ? [...shown, ...(library ? [library] : [])].join('\n') : `absent: ${reason ?? 'unknown reason'}${library ? ` (${library})` : ''}`,
-      remedy:
-        available || name === 'cpu'
-          ? undefined
-          : `only needed for --device cuda${library ? '' : ': build it with npm run build:cuda on a machine with a CUDA toolkit, or set MMMAMBA_CUDA_PATH'}`,
+      remedy: available || name === 'cpu' ? undefined : cudaRemedy(library),
     });
     if (name === 'cpu') for (const device of devices) checks.push(gemmCheck(String(device['gemm'])));
   }
@@ -105,7 +111,7 @@ function gemmCheck(gemm: string): Check {
     name: 'oneDNN',
     status: fast ? 'ok' : 'warn',
     found: gemm,
-    remedy: fast ? undefined : 'matrix products run on the slower built-in code: apt-get install libdnnl-dev, then npm run build',
+    remedy: fast ? undefined : 'matrix products run on the slower built-in code: apt-get install libdnnl-dev, then npx mmmamba build',
   };
 }
 
@@ -153,7 +159,7 @@ export function doctor(): Command {
     .option('--json', 'results as JSON', false)
     .action((options: { json: boolean }) =>
       runCommand(async () => {
-        const checks = [...machine(), ...(await native()), ...(await packages()), await cache()];
+        const checks = [...(await machine()), ...(await native()), ...(await packages()), await cache()];
         if (options.json) process.stdout.write(`${JSON.stringify(checks, null, 1)}\n`);
         else {
           const width = Math.max(...checks.map(({ name }) => name.length));

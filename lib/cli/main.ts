@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { bench } from './bench.js';
+import { build } from './build.js';
 import { demo } from './demo.js';
 import { distill } from './distill.js';
 import { doctor } from './doctor.js';
@@ -20,7 +21,7 @@ const program = new Command('mmmamba')
     `\nExit codes: ${exitCodes.ok} success, ${exitCodes.failed} failure, ${exitCodes.usage} wrong usage or settings, ` +
       `${exitCodes.aborted} stopped by Ctrl-C.`,
   );
-for (const command of [demo, trainTeacher, distill, evaluate, generate, bench, doctor]) program.addCommand(command());
+for (const command of [demo, trainTeacher, distill, evaluate, generate, bench, doctor, build]) program.addCommand(command());
 for (const command of [program, ...program.commands]) command.exitOverride().showHelpAfterError('(run with --help for all options)');
 
 try {

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
-import { binding } from './loader.js';
+import { binding, bindingPath, passedOver, type Attempt } from './loader.js';
+import { glibcVersion } from './remedy.js';
 
 /** One device backend, as `backends()` reports it. */
 export interface BackendInfo {
@@ -18,6 +19,18 @@ export function backends(): BackendInfo[] {
   return binding()
     .backends()
     .map((b) => ({ ...b, name: b.name as BackendInfo['name'], devices: b.devices.map((d) => JSON.parse(d) as Record<string, unknown>) }));
+}
+
+/** The binary that this process runs, and those that come before it in the loader's order and could not be used. */
+export function addon(): { path: string; version: string; passedOver: readonly Attempt[] } {
+  return { path: bindingPath(), version: binding().version ?? 'unknown', passedOver: passedOver() };
+}
+
+/** The C library that this process runs on, as `glibc 2.36`. */
+export function cLibrary(): string {
+  const version = glibcVersion();
+  if (version !== null) return `glibc ${version}`;
+  return process.platform === 'linux' ? 'no glibc (musl?)' : 'the system\'s C library';
 }
 
 /** Version of the NVIDIA kernel driver, such as '580.159.04'; null where there is none. */

@@ -21,7 +21,8 @@ const known: readonly (readonly [RegExp, (match: RegExpExecArray) => string])[] 
   [/undefined symbol: napi_|NODE_MODULE_VERSION|did not self-register/, () => `Node ${process.version} does not offer Node-API 9: use Node 20.19 or newer`],
   [/failed to map segment|Operation not permitted|Permission denied/, () => 'the file may not be run: check its permissions, and that its disk is not mounted noexec'],
   [/^(\S+): cannot open shared object file: No such file/, ([, library]) => `install what contains ${library}, or compile it here: ${compile}`],
-  [/built for mmmamba/, () => `build it again (npx mmmamba build), or remove it`],
+  [/^built for mmmamba/, () => 'build it again (npx mmmamba build), or remove it'],
+  [/^no such file$/, () => 'correct the path, or unset the variable'],
 ];
 
 /** What to do about a binary that did not load, by the error's text. */
