@@ -2,8 +2,11 @@ import { existsSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
-/** The folder of the file that runs: this module's, or a bundle's. CommonJS bundles have no import.meta, ES modules no __dirname. */
-export const ownFolder = typeof __dirname === 'string' ? __dirname : dirname(fileURLToPath(import.meta.url));
+/**
+ * The folder of the file that runs: this module's, or a bundle's. import.meta is empty in a CommonJS bundle, which has __dirname; the
+ * other way round it would be wrong, as `node -e` makes __dirname global, with '.' in it.
+ */
+export const ownFolder = import.meta.url ? dirname(fileURLToPath(import.meta.url)) : __dirname;
 
 /** The package's folder: this file runs as dist/lib/native/root.js. */
 export const packageRoot = join(ownFolder, '..', '..', '..');
