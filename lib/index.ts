@@ -1,7 +1,7 @@
 /**
  * The public surface of mmmamba: tensors and ops, the tape, models and files. The training recipe is `mmmamba/train`, so that
  * who only calls kernels does not load its packages (zod, yaml, echarts), which take longer than all of this.
- * @packageDocumentation
+ * @module mmmamba
  */
 export { MmError, type ErrorCode } from './native/errors.js';
 export { backends, type BackendInfo } from './native/backends.js';

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const require = createRequire(import.meta.url);
-const schemas = require('node-gyp-build')(root).schemas();
+const schemas = require(join(root, 'build', 'Release', 'mmmamba.node')).schemas();
 const target = join(root, 'lib', 'ops', 'generated.ts');
 
 const dtypes = ['f32', 'bf16', 'f16', 'i32', 'u8'];

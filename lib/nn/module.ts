@@ -71,7 +71,7 @@ export abstract class Module implements Disposable {
 
   /**
    * Copies tensors (file layout, any float dtype) into the parameters of the same names.
-   * @param partial names may be missing (their parameters stay as they are); unexpected ones are still errors
+   * @param options with `partial`, names may be missing (their parameters stay as they are); unexpected ones are still errors
    * @throws MmError ERR_SHAPE with all missing, unexpected and mismatched names
    */
   loadState(state: ReadonlyMap<string, Tensor>, options: { partial?: boolean } = {}): void {

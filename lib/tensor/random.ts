@@ -34,7 +34,7 @@ export class Random {
   readonly #block = new Uint32Array(4);
   #blockIndex = -1;
 
-  /** @param seed, stream integers from 0 to 2^53 - 1. @throws MmError ERR_ARGUMENT */
+  /** `seed` and `stream` are integers from 0 to 2^53 - 1. @throws MmError ERR_ARGUMENT */
   constructor(seed: number, stream = 0) {
     for (const [name, value] of [['seed', seed], ['stream', stream]] as const)
       if (!Number.isSafeInteger(value) || value < 0)

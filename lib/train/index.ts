@@ -1,6 +1,6 @@
 /**
  * The training recipe: settings, the three stages, data, metrics and report.
- * @packageDocumentation
+ * @module mmmamba/train
  */
 export { parseModelConfig } from '../models/config-file.js';
 export {

@@ -4,6 +4,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
+import { gpuCode } from './fatbin.mjs';
 import { compareVersions, dynamicSymbols, floor } from './glibc-stubs.mjs';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -28,7 +29,8 @@ function binary(name) {
     .at(-1);
   if (glibc && compareVersions(glibc, floor) > 0) broken.push(`${name} needs ${glibc}; the floor is ${floor}`);
   const bytes = readFileSync(path);
-  return { name, glibc: glibc?.replace('GLIBC_', ''), bytes: bytes.length, packed: gzipSync(bytes, { level: 9 }).length };
+  const code = name === 'libmmmamba_cuda.so' ? { gpuCode: gpuCode(path) } : {};
+  return { name, ...code, glibc: glibc?.replace('GLIBC_', ''), bytes: bytes.length, packed: gzipSync(bytes, { level: 9 }).length };
 }
 
 if (!existsSync(folder)) {
