@@ -22,7 +22,8 @@
 //
 // f16 states beyond 65504 overflow here; the general kernels keep them in f32.
 //
-// The kernels are in chunk_scan_mma_{states,output,gradient,channel_operands,channel_gradient}.cuh, their launchers in the .cu files beside them.
+// The kernels are in chunk_scan_mma_{states,output,gradient,channel_operands,channel_gradient}.cuh, their launchers in the .cu files
+// beside them.
 #pragma once
 #include "cuda/chunk_scan.cuh"
 

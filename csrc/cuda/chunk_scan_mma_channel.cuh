@@ -15,9 +15,9 @@
 // it cancels behind the pair as it should: a sum of crossings is not a difference of roundings.
 //
 // Before, triangle and key gradients were sums on the CUDA cores in f32. On an H100, B1 H16 N = P = 128 bf16, forward / backward: 6.11 /
-// 15.6 ms at L = 103424, 0.58 / 1.42 ms at L = 8192 (fla 5.99 / 23.7 ms at L = 103424). Halving does some 40 instructions an element
-// instead of 8 fused multiply-adds for each of its 16 neighbours and N for each pair of sub-chunks; the products themselves, 320 mma
-// a triangle of N = 128, are nothing. One factor for both sides from the middle of 16 steps would save two levels, but is not bounded.
+// 15.6 ms at L = 103424, 0.58 / 1.42 ms at L = 8192 (fla 5.99 / 23.7 ms at L = 103424). Halving takes 90 instructions an element of q
+// forward and 300 backward, loads, stores and the products with the states included; the mma among them, 320 for a triangle of N = 128,
+// are few. One factor for both sides from the middle of 16 steps would save three of the six levels, but is not bounded.
 #pragma once
 #include "cuda/chunk_scan_mma_tiles.cuh"
 

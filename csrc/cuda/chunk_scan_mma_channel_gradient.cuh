@@ -13,11 +13,12 @@ struct ChannelTiles {
   // R, symmetric; then v, dO, dS and, one after the other, k with att and S
   static constexpr int r = 0, v = square, dO = v + values, ds = dO + values, k = ds + state, att = k + keys, s = k;
   static constexpr int products = s + (state > keys + square ? state : keys + square);
-  // in place of those, but for R: dq and dk (then the gradient of the decays) by thread, W of the queries and of the keys, W within 16 steps twice
-  // for each warp, decays of 16 steps, their sums for the gradient of the decays, <S, dS> and its parts
+  // in place of those, but for R: dq and dk (then the gradient of the decays) by thread, W of the queries and of the keys, W within
+  // 16 steps twice for each warp, decays of 16 steps, their sums for the gradient of the decays, <S, dS> and its parts
   static constexpr int slots = square, slot = threads * 4, wq = slots + NT / halves * slot, w = kChunk * width * 2, wk = wq + w;
-  static constexpr int own = wk + w, ownTile = kSubSteps * unit * 2, totals = own + warps * 2 * ownTile, crossed = totals + kSubs * width * 4;
-  static constexpr int passed = crossed + kSubs * NT * 4, through = passed + kSubs * NT * 4, parts = through + NT * 4;
+  static constexpr int own = wk + w, ownTile = kSubSteps * unit * 2, totals = own + warps * 2 * ownTile;
+  static constexpr int crossed = totals + kSubs * width * 4, passed = crossed + kSubs * NT * 4;
+  static constexpr int through = passed + kSubs * NT * 4, parts = through + NT * 4;
   static constexpr int within = parts + 2 * threads * 4, rows = products > within ? products : within, bytes = rows + 16;
 };
 
@@ -86,7 +87,8 @@ __device__ __forceinline__ void gradientsWithin(const Scan& s, const Gradient& g
   unsigned char* tiles = chunkScanShared;
   const uint32_t shared = sharedAddress(tiles);
   const auto floats = [&](int offset) { return reinterpret_cast<float*>(tiles + offset); };
-  // Fragments hold rows lane / 4 and 8 more, which all tiles swizzle alike; of 16 channels a lane has two pairs, c = 2 j + e: channel 8 j + 2 (lane % 4) + e.
+  // Fragments hold rows lane / 4 and 8 more, which all tiles swizzle alike; of 16 channels a lane has two pairs, c = 2 j + e: channel
+  // 8 j + 2 (lane % 4) + e.
   constexpr int C = 4;
   const int row = lane / 4, pair = lane % 4 * 2;
   const auto rowOf = [&](auto type, const Operand& x, int h, int r) {
@@ -341,7 +343,8 @@ channelGradientKernel(const __grid_constant__ Scan s, const __grid_constant__ Gr
     const uint32_t to = tile + swizzled<KEYS>(threadIdx.x / KEYS, threadIdx.x % KEYS);
 #pragma unroll
     for (int i = 0; i < (PT * KEYS + THREADS - 1) / THREADS; i++)
-      if ((i + 1) * THREADS <= PT * KEYS || threadIdx.x + i * THREADS < PT * KEYS) copyAsync16(to + i * THREADS * 16, from + i * THREADS * 8);
+      if ((i + 1) * THREADS <= PT * KEYS || threadIdx.x + i * THREADS < PT * KEYS)
+        copyAsync16(to + i * THREADS * 16, from + i * THREADS * 8);
   };
 
   {  // dv and R
