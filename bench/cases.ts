@@ -15,12 +15,14 @@ export interface BenchInput {
   order?: number[];
 }
 
-/** One shape of one op. `flops` counts multiplications and additions; bytes are those of all operands and results. */
+/** One shape of one op. `flops` counts multiplications and additions; bytes are those of all operands and results, unless `moves` says less. */
 export interface BenchCase {
   op: string;
   name: string;
   inputs: Record<string, BenchInput | BenchInput[]>;
   attrs?: Attrs;
+  /** elements of the run's dtype read and written, where most of an operand is not touched */
+  moves?: number;
   flops?: number;
   /** flops of the backward op, when it is to be timed too */
   backwardFlops?: number;
@@ -116,6 +118,50 @@ function norm(rows: number): BenchCase {
   return { op: 'rmsNorm', name: `${rows} x 2048`, inputs: { x: t(rows, 2048), weight: t(2048) }, backward: true };
 }
 
+function layerNorm(rows: number): BenchCase {
+  return { op: 'layerNorm', name: `${rows} x 2048`, inputs: { x: t(rows, 2048), weight: t(2048), bias: t(2048) }, backward: true };
+}
+
+function rope(L: number): BenchCase {
+  const heads = (H: number): BenchInput => ({ shape: [1, H, L, 128], order: [0, 2, 1, 3] });
+  const table: BenchInput = { shape: [L, 128], f32: true };
+  return {
+    op: 'rope',
+    name: `B1 H16 Hk8 L${L} D128`,
+    inputs: { q: heads(16), k: heads(8), cos: table, sin: table, positionIds: { shape: [1, L], ints: L } },
+  };
+}
+
+function swiglu(rows: number): BenchCase {
+  return { op: 'swiglu', name: `${rows} x 8192`, inputs: { a: t(rows, 8192), b: t(rows, 8192) }, backward: true };
+}
+
+function unaryOp(op: 'gelu' | 'silu', rows: number, columns: number): BenchCase {
+  return { op, name: `${rows} x ${columns}`, inputs: { x: t(rows, columns) }, backward: true };
+}
+
+function mse(rows: number): BenchCase {
+  return { op: 'mse', name: `${rows} x 2048`, inputs: { pred: t(rows, 2048), target: t(rows, 2048) }, backward: true };
+}
+
+function add(mebi: number): BenchCase {
+  return { op: 'add', name: `${mebi} Mi elements`, inputs: { a: t(mebi * 2 ** 20), b: t(mebi * 2 ** 20) } };
+}
+
+function adamW(mebi: number): BenchCase {
+  const [wide, square]: BenchInput[] = [{ shape: [mebi * 2 ** 20], f32: true }, { shape: [mebi * 2 ** 20], low: 0, high: 1, f32: true }];
+  return {
+    op: 'adamW',
+    name: `${mebi} Mi parameters, bf16 copies`,
+    inputs: { params: [wide!], grads: [wide!], expAvg: [wide!], expAvgSq: [square!] },
+    attrs: { lr: 1e-6, step: 1 },
+  };
+}
+
+function gradNorm(mebi: number): BenchCase {
+  return { op: 'gradNorm', name: `${mebi} Mi elements`, inputs: { grads: [{ shape: [mebi * 2 ** 20], f32: true }] } };
+}
+
 function gatedNorm(rows: number): BenchCase {
   return {
     op: 'gatedRmsNorm',
@@ -160,55 +206,49 @@ const usual: BenchCase[] = [
   attention(1, 2048, 2048, 16, 8, 128, true),
   attention(1, 8192, 8192, 4, 2, 128, true),
   decode(32768, 16, 8, 128),
+  { op: 'kvCacheAppend', name: '64 rows of 8 x 128', inputs: { cache: t(64, 1024, 8, 128), x: t(64, 1, 8, 128), positions: { shape: [64], ints: 1024 } }, moves: 2 * 64 * 8 * 128 },
+  { op: 'posEmbedBicubic', name: '32 x 32 to 64 x 64, 1024 wide', inputs: { posEmbed: t(1, 1024, 1024) }, attrs: { outH: 64, outW: 64 } },
+  { op: 'ropeTable', name: '4096 x 128', inputs: {}, attrs: { headDim: 128, length: 4096, theta: 1e6 } },
   conv(2048, 4096, 2, true),
   conv(2048, 4096, 4, true),
   convUpdate(64, 6144, 2),
   norm(8192),
   gatedNorm(8192),
-  { op: 'layerNorm', name: '8192 x 2048', inputs: { x: t(8192, 2048), weight: t(2048), bias: t(2048) }, backward: true },
-  {
-    op: 'rope',
-    name: 'B1 H16 Hk8 L4096 D128',
-    inputs: {
-      q: { shape: [1, 16, 4096, 128], order: [0, 2, 1, 3] },
-      k: { shape: [1, 8, 4096, 128], order: [0, 2, 1, 3] },
-      cos: { shape: [4096, 128], f32: true },
-      sin: { shape: [4096, 128], f32: true },
-      positionIds: { shape: [1, 4096], ints: 4096 },
-    },
-  },
-  { op: 'swiglu', name: '8192 x 8192', inputs: { a: t(8192, 8192), b: t(8192, 8192) }, backward: true },
-  { op: 'gelu', name: '8192 x 4096', inputs: { x: t(8192, 4096) }, backward: true },
-  { op: 'silu', name: '8192 x 4096', inputs: { x: t(8192, 4096) }, backward: true },
+  layerNorm(8192),
+  rope(4096),
+  swiglu(8192),
+  unaryOp('gelu', 8192, 4096),
+  unaryOp('silu', 8192, 4096),
   linear(4096, 192, 512),
   linear(4096, 512, 192),
   linear(4096, 2048, 2048),
   linear(1, 2048, 8192),
   { op: 'matmul', name: '16 x 512x128x512', inputs: { a: t(16, 512, 128), b: t(16, 128, 512) }, flops: 2 * 16 * 512 * 128 * 512, backward: true, backwardFlops: 4 * 16 * 512 * 128 * 512 },
-  { op: 'embedding', name: '8192 of 92553 x 2048', inputs: { weight: t(92553, 2048), ids: { shape: [8192], ints: 92553 } } },
+  { op: 'embedding', name: '8192 of 92553 x 2048', inputs: { weight: t(92553, 2048), ids: { shape: [8192], ints: 92553 } }, moves: 2 * 8192 * 2048 },
   { op: 'patchEmbed', name: '12 tiles 448, patch 14, 1024 wide', inputs: { x: t(12, 3, 448, 448), weight: t(1024, 3, 14, 14), bias: t(1024) }, flops: 2 * 12 * 1024 * 1024 * 588 },
   { op: 'pixelShuffle', name: '12 x 1024 x 1024', inputs: { x: t(12, 1024, 1024) } },
-  { op: 'add', name: '64 Mi elements', inputs: { a: t(1 << 26), b: t(1 << 26) } },
+  add(64),
+  { op: 'sub', name: 'column broadcast 16384 x 4096', inputs: { a: t(16384, 4096), b: t(16384, 1) } },
+  { op: 'div', name: '16384 x 4096', inputs: { a: t(16384, 4096), b: { shape: [16384, 4096], low: 1, high: 2 } } },
+  { op: 'scale', name: '64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { factor: 0.5, shift: 1 } },
+  { op: 'cast', name: '64 Mi elements to f32', inputs: { x: t(1 << 26) }, attrs: { dtype: 'f32' } },
+  { op: 'fill', name: '64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { value: 1 } },
+  { op: 'copyInto', name: '64 Mi elements', inputs: { dst: t(1 << 26), src: t(1 << 26) } },
+  { op: 'concat', name: 'columns of two 8192 x 4096', inputs: { x: [t(8192, 4096), t(8192, 4096)] }, attrs: { axis: 1 } },
   { op: 'mul', name: 'row broadcast 16384 x 4096', inputs: { a: t(16384, 4096), b: t(4096) } },
   { op: 'unary', name: 'exp, 64 Mi elements', inputs: { x: t(1 << 26) }, attrs: { kind: 'exp' } },
   { op: 'copy', name: 'transpose 8192 x 8192', inputs: { x: { shape: [8192, 8192], order: [1, 0] } } },
   { op: 'sum', name: 'last axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: -1 } },
-  { op: 'gatherRows', name: '65536 of 92553 x 512', inputs: { x: t(92553, 512), index: { shape: [65536], ints: 92553 } } },
+  { op: 'mean', name: 'first axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: 0 } },
+  { op: 'max', name: 'last axis of 16384 x 4096', inputs: { x: t(16384, 4096) }, attrs: { axis: -1 } },
+  { op: 'scatterRows', name: '8192 of 65536 x 512', inputs: { x: t(65536, 512), index: { shape: [8192], ints: 65536 }, src: t(8192, 512) } },
+  { op: 'scatterAddRows', name: '8192 of 65536 x 512', inputs: { x: t(65536, 512), index: { shape: [8192], ints: 65536 }, src: t(8192, 512) } },
+  { op: 'gatherRows', name: '65536 of 92553 x 512', inputs: { x: t(92553, 512), index: { shape: [65536], ints: 92553 } }, moves: 2 * 65536 * 512 },
   { op: 'crossEntropy', name: '1024 x 92553', inputs: { logits: t(1024, 92553), labels: { shape: [1024], ints: 92553 } } },
   { op: 'klDiv', name: '512 x 92553', inputs: { student: t(512, 92553), teacher: t(512, 92553) } },
-  { op: 'mse', name: '8192 x 2048', inputs: { pred: t(8192, 2048), target: t(8192, 2048) } },
-  {
-    op: 'adamW',
-    name: '16 Mi parameters, bf16 copies',
-    inputs: {
-      params: [{ shape: [1 << 24], f32: true }],
-      grads: [{ shape: [1 << 24], f32: true }],
-      expAvg: [{ shape: [1 << 24], f32: true }],
-      expAvgSq: [{ shape: [1 << 24], low: 0, high: 1, f32: true }],
-    },
-    attrs: { lr: 1e-6, step: 1 },
-  },
-  { op: 'gradNorm', name: '16 Mi elements', inputs: { grads: [{ shape: [1 << 24], f32: true }] } },
+  mse(8192),
+  adamW(16),
+  gradNorm(16),
   { op: 'argmax', name: '64 x 92553', inputs: { x: t(64, 92553) } },
   { op: 'sample', name: '16 x 92553, top-k 50, top-p 0.9', inputs: { logits: t(16, 92553) }, attrs: { temperature: 0.8, topK: 50, topP: 0.9 } },
 ];
@@ -228,7 +268,12 @@ const large: BenchCase[] = [
   ...[1, 8, 64].flatMap((B) => [stateUpdate(B, 16, 128, 128, 16), stateUpdate(B, 16, 128, 128, 8)]),
   ...[8192, 103424].flatMap((L) => [2, 4].flatMap((W) => [conv(4096, L, W, true), conv(4096, L, W, false)])),
   ...[1, 8, 64].flatMap((B) => [convUpdate(B, 4096, 2), convUpdate(B, 4096, 4)]),
-  ...lengths.slice(1).flatMap((rows) => [norm(rows), gatedNorm(rows)]),
+  ...lengths.slice(1).flatMap((rows) => [norm(rows), gatedNorm(rows), layerNorm(rows), rope(rows), mse(rows)]),
+  swiglu(103424),
+  unaryOp('gelu', 103424, 4096),
+  add(1024),
+  adamW(128),
+  gradNorm(512),
 ];
 
 export const benchCases = { usual, large };

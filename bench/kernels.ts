@@ -56,6 +56,11 @@ function gpu(device: string): Record<string, unknown> {
 
 const most = 256; // sets of operands
 
+/** A tensor's axes as they lie in memory, the outermost first: a gradient comes in its output's layout. */
+function layout({ strides }: Tensor): number[] {
+  return [...strides.keys()].sort((a, b) => strides[b]! - strides[a]! || a - b);
+}
+
 /** Times one case forward and, where asked, its backward op. */
 export async function benchCase(c: BenchCase, options: BenchOptions): Promise<KernelRow[]> {
   const { dtype, device, ceilings: top, seed } = options;
@@ -82,7 +87,8 @@ export async function benchCase(c: BenchCase, options: BenchOptions): Promise<Ke
     return { op, name: c.name, dtype, ...timing, bytes: moved, flops, floorMs, share: floorMs / timing.ms, ...rates, sets: sets.length, peers: [] };
   };
   const forward = await time((i) => run(c.op, sets[i]!, c.attrs, device), device, { sets: sets.length });
-  const rows = [row(c.op, forward, bytes, c.flops ?? 0)];
+  const touched = c.moves === undefined ? bytes : c.moves * (dtype === 'f32' ? 4 : 2);
+  const rows = [row(c.op, forward, touched, c.flops ?? 0)];
   if (c.backward) {
     const backward = opSchema(schema.backward!);
     const given = sets.map((operands, i) => {
@@ -95,7 +101,7 @@ export async function benchCase(c: BenchCase, options: BenchOptions): Promise<Ke
           const nth = schema.outputs.findIndex((o) => `d${o.name[0]!.toUpperCase()}${o.name.slice(1)}` === name);
           if (nth < 0 || (nth > 0 && optional)) continue;
           const output = results[i]![schema.outputs[nth]!.name]!;
-          all[name] = scope.run(() => draw({ shape: [...output.shape] }, output.dtype, device, at++));
+          all[name] = scope.run(() => draw({ shape: [...output.shape], order: layout(output) }, output.dtype, device, at++));
         }
       }
       return all;

@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
 import { join, relative } from 'node:path';
 import { backends, nvidiaDriver } from '../lib/native/backends.js';
@@ -41,17 +41,15 @@ export function machine(device: string): Machine {
   };
 }
 
-/** The commit that git names, or, where there is no git, the one that scripts/pack-gpu.mjs wrote down. */
+/** The commit that scripts/pack-gpu.mjs wrote down for a machine where git names another or none, or the one that git names. */
 function commit(): string {
   const git = (...args: string[]): string => execFileSync('git', args, { cwd: packageRoot, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+  const packed = join(packageRoot, 'build', 'commit');
   try {
+    if (existsSync(packed)) return readFileSync(packed, 'utf8').trim();
     return git('rev-parse', '--short=12', 'HEAD') + (git('status', '--porcelain', '--untracked-files=no') ? '+' : '');
   } catch {
-    try {
-      return readFileSync(join(packageRoot, 'build', 'commit'), 'utf8').trim();
-    } catch {
-      return 'unknown';
-    }
+    return 'unknown';
   }
 }
 

@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import { createInterface } from 'node:readline';
@@ -101,12 +102,14 @@ const { model, objective, optimisation } = subject(values.model, teacher);
 const parameters = model.parameters().filter((p) => p.trainable);
 const optimizer = new AdamW(parameters, optimisation);
 const source = new EmojiLoader(task.batches({ batchSize: 128, seed: 1 }), { workers: loaderWorkers(device) });
-using metrics = new MetricsFile(join(packageRoot, '.cache', 'bench-training.jsonl'), 0);
+const scratch = mkdtempSync(join(tmpdir(), 'mmmamba-bench-'));
+process.on('exit', () => rmSync(scratch, { recursive: true }));
+using metrics = new MetricsFile(join(scratch, 'metrics.jsonl'), 0);
 
 let done = 0;
 let shape = { length: 0, labels: 0 };
 const times: number[] = [];
-async function steps(count: number, each: (ms: number) => void = () => undefined): Promise<void> {
+async function steps(count: number, each: (ms: number, step: number) => void = () => undefined): Promise<void> {
   let last = performance.now();
   await train({
     stage: 'bench',
@@ -125,9 +128,9 @@ async function steps(count: number, each: (ms: number) => void = () => undefined
     metrics,
     progress: {
       ...silentProgress,
-      update: () => {
+      update: (step) => {
         const now = performance.now();
-        each(now - last);
+        each(now - last, step);
         last = now;
       },
     },
@@ -144,19 +147,20 @@ function allocations(): number | null {
 }
 
 const result: Record<string, unknown> = { machine: about, model: values.model, dtype, batch: 128 };
-await steps(10); // compiles primitives, fills caches
-const allocated = allocations();
-await steps(10);
 if (values.long) {
   const count = Number(values.long);
-  const tensors = memoryStats().tensors;
-  await steps(80);
-  const before = process.memoryUsage.rss();
-  await steps(count - 100);
-  const after = process.memoryUsage.rss();
-  Object.assign(result, { steps: count, rssAtStep100: before, rssAtEnd: after, growth: after / before - 1, tensorsGained: memoryStats().tensors - tensors });
-  if (allocated !== null) Object.assign(result, { allocationsAtStep10: allocated, allocationsAtEnd: allocations() });
+  const seen = { tensors: 0, rss: 0, allocations: null as number | null };
+  await steps(count, (_, step) => {
+    if (step === 10) seen.allocations = allocations();
+    if (step === 20) seen.tensors = memoryStats().tensors;
+    if (step === 100) seen.rss = process.memoryUsage.rss();
+    if (step !== count) return;
+    const rss = process.memoryUsage.rss();
+    Object.assign(result, { steps: count, rssAtStep100: seen.rss, rssAtEnd: rss, growth: rss / seen.rss - 1, tensorsGained: memoryStats().tensors - seen.tensors });
+    if (seen.allocations !== null) Object.assign(result, { allocationsAtStep10: seen.allocations, allocationsAtEnd: allocations() });
+  });
 } else {
+  await steps(20); // compiles primitives, fills caches
   const peer = values.peer ? peerOf(values.peer, values.model, { ...shape, vocabulary: task.tokenizer.vocabSize, threads: about.cores, batch: 128, device }) : null;
   await peer?.steps(10);
   const theirs: number[] = [];

@@ -10,6 +10,7 @@ export { startProfile, stopProfile } from './native/profile.js';
 export type { Dtype } from './tensor/dtype.js';
 export { Random } from './tensor/random.js';
 export { Graph } from './tensor/graph.js';
+export { Captured, type CapturedOptions, type Held } from './nn/captured.js';
 export { Scope, scope, untracked } from './tensor/scope.js';
 export { sync, Tensor, type TensorData, type TensorOptions } from './tensor/tensor.js';
 export * from './ops/index.js';

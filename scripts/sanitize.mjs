@@ -57,7 +57,7 @@ function judge({ code, name, output }) {
   const count = Number(/SUMMARY: (\d+)/.exec(summary)?.[1] ?? NaN);
   const kinds = new Map();
   lines.forEach((line, i) => {
-    if (!/^(Invalid|Uninitialized|Error|Warning|Program hit|Barrier|Out-of-range|Misaligned)/.test(line)) return;
+    if (!/^(Host API|Invalid|Uninitialized|Error|Warning|Program hit|Barrier|Out-of-range|Misaligned)/.test(line)) return;
     const kernel = lines.slice(i, i + 4).map((l) => /\bat (.*?)(\+0x|$)/.exec(l)?.[1]).find(Boolean) ?? '';
     const kind = `${line.replace(/0x[0-9a-f]+/g, '0x..').slice(0, 100)} ${kernel.slice(0, 120)}`.trim();
     kinds.set(kind, (kinds.get(kind) ?? 0) + 1);

@@ -22,6 +22,12 @@ inline int64_t numel(const MMTensorView& v) {
   return n;
 }
 inline int64_t lastDim(const MMTensorView& v) { return v.ndim ? v.shape[v.ndim - 1] : 1; }
+// Rows of the last axis.
+inline int64_t rowCount(const MMTensorView& v) {
+  const int64_t n = lastDim(v);
+  return n ? numel(v) / n : 0;
+}
+inline int64_t elementSize(int32_t dtype) { return dtype == MM_F32 || dtype == MM_I32 ? 4 : dtype == MM_U8 ? 1 : 2; }
 template <class T>
 T* data(const MMTensorView& v) { return static_cast<T*>(v.data); }
 

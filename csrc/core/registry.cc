@@ -122,6 +122,14 @@ void Infer::expectDtype(int slot, uint32_t set) const {
       fail("ERR_DTYPE", "%s is %s; expected one of %s", schema_.inputs[slot].name, dtypeName(d.dtype), dtypeSetText(set).c_str());
 }
 
+void Infer::expectParameterDtype(int slot, int other) const {
+  const int32_t own = inputs_[other][0].dtype;
+  for (const Desc& d : inputs_[slot])
+    if (d.dtype != MM_F32 && d.dtype != own)
+      fail("ERR_DTYPE", "%s is %s; expected f32 or the dtype of %s, %s", schema_.inputs[slot].name, dtypeName(d.dtype), schema_.inputs[other].name,
+           dtypeName(own));
+}
+
 void Infer::out(int slot, int32_t dtype, Shape shape, Shape strides) {
   outputs[slot].push_back({dtype, std::move(shape), std::move(strides)});
 }

@@ -4,15 +4,10 @@
 
 #include "cpu/kernel.h"
 #include "cpu/strided.h"
+#include "ops/axis_view.h"
 
 namespace mm::cpu::MM_ISA {
 namespace {
-
-int64_t rowSize(const MMTensorView& v) {
-  int64_t n = 1;
-  for (int i = 1; i < v.ndim; i++) n *= v.shape[i];
-  return n;
-}
 
 // Where the index leaves [0, rows), else -1.
 int64_t firstInvalid(const MMTensorView& index, int64_t rows) {
@@ -150,17 +145,10 @@ int32_t scatterRowsBackward(const MMCall* c) {
   return MM_OK;
 }
 
-// The part [start, start + length) of an axis.
-MMTensorView slice(MMTensorView v, int64_t axis, int64_t start, int64_t length) {
-  v.data = data<char>(v) + start * v.stride[axis] * elementSize(v.dtype);
-  v.shape[axis] = length;
-  return v;
-}
-
 int32_t concat(const MMCall* c) {
   using namespace ops::concat;
   const auto& y = out(c, Y);
-  const int64_t axis = attrs<Attrs>(c).axis < 0 ? attrs<Attrs>(c).axis + y.ndim : attrs<Attrs>(c).axis;
+  const int64_t axis = axisOf(attrs<Attrs>(c).axis, y);
   int64_t start = 0;
   for (int i = 0; i < countIn(c, X); i++) {
     const auto& x = in(c, X, i);
@@ -173,7 +161,7 @@ int32_t concat(const MMCall* c) {
 int32_t concatBackward(const MMCall* c) {
   using namespace ops::concat_bwd;
   const auto& dy = in(c, DY);
-  const int64_t axis = attrs<Attrs>(c).axis < 0 ? attrs<Attrs>(c).axis + dy.ndim : attrs<Attrs>(c).axis;
+  const int64_t axis = axisOf(attrs<Attrs>(c).axis, dy);
   int64_t start = 0;
   for (int i = 0; i < countIn(c, X); i++) {
     const auto& dx = out(c, DX, i);
@@ -198,7 +186,7 @@ int32_t sliceBackward(const MMCall* c) {
   using namespace ops::slice_bwd;
   const auto &dy = in(c, DY), &dx = out(c, DX);
   const auto& a = attrs<Attrs>(c);
-  const int64_t axis = a.axis < 0 ? a.axis + dx.ndim : a.axis, length = dy.shape[axis];
+  const int64_t axis = axisOf(a.axis, dx), length = dy.shape[axis];
   zeroSlice(dx, axis, 0, a.start);
   zeroSlice(dx, axis, a.start + length, a.length - a.start - length);
   copyStrided(dy, slice(dx, axis, a.start, length));

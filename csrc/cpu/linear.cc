@@ -9,17 +9,7 @@ namespace {
 uint64_t linearWorkspace(const MMCall* c) { return gemmWorkspace(linearProduct(c)); }
 int32_t linear(const MMCall* c) { return gemm(linearProduct(c), c->workspace); }
 
-uint64_t linearBackwardWorkspace(const MMCall* c) {
-  using namespace ops::linear_bwd;
-  const LinearGradients g(c);
-  uint64_t shared = 0;
-  const auto share = [&](uint64_t bytes) { shared = bytes > shared ? bytes : shared; };
-  if (g.recompute) share(gemmWorkspace(g.z));
-  if (hasOut(c, DX)) share(gemmWorkspace(g.dx));
-  if (hasOut(c, DWEIGHT)) share(gemmWorkspace(g.dw));
-  if (hasOut(c, DBIAS)) share(columnSumsWorkspace(g.m, g.n));
-  return g.dzBytes + shared;
-}
+uint64_t linearBackwardWorkspace(const MMCall* c) { return linearGradientsWorkspace(c, gemmWorkspace, columnSumsWorkspace); }
 
 int32_t linearBackward(const MMCall* c) {
   using namespace ops::linear_bwd;

@@ -50,11 +50,6 @@ MM_INLINE void rowSums(int64_t rows, int64_t n, float (&sums)[K][VL], F&& f) {
   for (int k = 0; k < K; k++) store(sums[k], sumLanes(lanes[k]));
 }
 
-inline int64_t rowCount(const MMTensorView& x) {
-  const int64_t n = lastDim(x);
-  return n ? numel(x) / n : 0;
-}
-
 // f(first row, rows <= VL) over all rows, in parallel
 template <class F>
 void eachRowGroup(int64_t rows, int64_t n, F&& f) {

@@ -43,15 +43,7 @@ int32_t broadcastBackward(const MMCall* c) {
   using namespace ops::reduction_bwd;
   const auto &dy = in(c, DY), &dx = out(c, DX);
   if (!numel(dx)) return MM_OK;
-  // dY may have any strides: give it x's rank by putting size-1 axes where it was reduced
-  MMTensorView d = expanded(dx, dy, attrs<Attrs>(c).axis);
-  int64_t first, last;
-  ops::reduction::axisRange(attrs<Attrs>(c).axis, dx.ndim, &first, &last);
-  for (int i = 0, j = 0; i < dx.ndim; i++) {
-    const bool reduced = i >= first && i < last;
-    d.stride[i] = reduced ? 0 : dy.stride[j];
-    j += !reduced || attrs<Attrs>(c).keepDims;
-  }
+  const MMTensorView d = expandedStrided(dx, dy, attrs<Attrs>(c).axis, attrs<Attrs>(c).keepDims != 0);
   const float factor = MEAN ? float(double(numel(dy)) / double(numel(dx))) : 1.f;
   dispatchFloat(dx.dtype, [&](auto t) {
     const MMTensorView* const views[1] = {&d};

@@ -59,18 +59,6 @@ int32_t argmax(const MMCall* c) {
   return MM_OK;
 }
 
-// First word of Philox4x32-10.
-uint32_t philox(uint64_t seed, uint64_t offset, uint32_t row) {
-  uint32_t c[4] = {uint32_t(offset), uint32_t(offset >> 32), row, 0}, k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; round++) {
-    const uint64_t p = uint64_t(0xD2511F53u) * c[0], q = uint64_t(0xCD9E8D57u) * c[2];
-    const uint32_t a = uint32_t(q >> 32) ^ c[1] ^ k0, b = uint32_t(p >> 32) ^ c[3] ^ k1;
-    c[0] = a, c[1] = uint32_t(q), c[2] = b, c[3] = uint32_t(p);
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return c[0];
-}
-
 // Integers in the order of the floats; NaN becomes the lowest.
 uint32_t orderKey(float x) {
   uint32_t u;
@@ -157,7 +145,7 @@ int32_t sampleRow(const T* logits, int64_t n, const ops::sample::Attrs& a, int64
     total = 0;
     forKept(keys, n, kept, addUp);
   }
-  const double goal = double(philox(uint64_t(a.seed), uint64_t(a.offset), uint32_t(row)) >> 8) * 0x1p-24 * total;
+  const double goal = double(ops::sample::philox(uint64_t(a.seed), uint64_t(a.offset), uint32_t(row)) >> 8) * 0x1p-24 * total;
   double cumulated = 0;
   int32_t token = best;
   forKept(keys, n, kept, [&](int64_t i) {

@@ -139,8 +139,6 @@ void copyElements(Nest<2> nest, const E* src, E* dst) {
   });
 }
 
-inline int64_t elementSize(int32_t dtype) { return dtype == MM_F32 || dtype == MM_I32 ? 4 : dtype == MM_U8 ? 1 : 2; }
-
 // Copies src into dst: same shape, same element size, any strides. dst must not overlap src.
 inline void copyStrided(const MMTensorView& src, const MMTensorView& dst) {
   Nest<2> nest;

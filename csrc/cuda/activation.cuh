@@ -27,9 +27,14 @@ __device__ __forceinline__ float expFor(float x) {
   else return exp2Approximate(x * 1.44269504f);
 }
 
-// s = sigmoid(x) and rest = 1 - s, both without cancellation
+// s = sigmoid(x) and rest = 1 - s; where T is f32, both without cancellation
 template <class T>
 __device__ __forceinline__ void sigmoids(float x, float& s, float& rest) {
+  if constexpr (!std::is_same_v<T, float>) {
+    s = reciprocal(1.f + expFor<T>(-x));
+    rest = 1.f - s;
+    return;
+  }
   const float e = expFor<T>(-fabsf(x)), r = reciprocal(1.f + e), small = e * r;
   s = x >= 0.f ? r : small;
   rest = x >= 0.f ? small : r;

@@ -51,7 +51,7 @@ struct AttentionProblem {
   const int32_t *cuQ, *cuK;  // packed: starts of the segments
   const int32_t* lengths;    // keys of a sequence; null: all
 
-  bool packed() const { return cuQ != nullptr; }
+  __host__ __device__ bool packed() const { return cuQ != nullptr; }
 
   __device__ AttentionSequence sequence(int i) const {
     if (!cuQ) return {i, 0, queries, 0, lengths ? min(max(lengths[i], 0), keys) : keys};
@@ -201,6 +201,14 @@ ForwardOperands<T> forwardOperands(const AttentionTensors& x) {
   return {headView<const T>(*x.q), headView<const T>(*x.k), headView<const T>(*x.v), headView<T>(*x.o), x.lse};
 }
 
+// ---- operands of the backward kernels behind the first pass
+template <class T>
+struct BackwardOperands {
+  HeadView<const T> q, k, v, dO;
+  HeadView<T> dQ, dK, dV;     // null where not wanted
+  const float *lse2, *delta;  // (B, H, Lq): lse in base 2, +inf for rows that saw no key
+};
+
 // Fills in what follows from the shapes; masks, starts and lengths are the caller's.
 inline AttentionProblem attentionProblem(const MMTensorView& q, const MMTensorView& k, double scale, bool causal, int64_t left,
                                          int64_t right) {
@@ -219,13 +227,21 @@ inline AttentionProblem attentionProblem(const MMTensorView& q, const MMTensorVi
 inline bool mmaTakes(const AttentionProblem& p, int32_t dtype, int capability) {
   return dtype != MM_F32 && p.dim % 8 == 0 && p.scale > 0 && capability >= 80;
 }
+// What the kernels for Hopper ask.
+inline bool hopperTakes(const AttentionProblem& p, int32_t dtype, int capability) {
+  return mmaTakes(p, dtype, capability) && capability == 90 && p.dim > 32 && p.dim <= 128;
+}
 template <class F>
 int32_t dispatchHalf(int32_t dtype, F&& f) {
   return dtype == MM_BF16 ? f(bf16{}) : f(f16{});
 }
 
-// attention_forward.cu: the tensor-core path where problem and addresses allow, else the general one.
-int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x);
+// attention_forward.cu: a tensor-core path where problem and addresses allow, Hopper's with `hopper`, else the general one.
+int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, bool hopper);
+// attention_forward_hopper.cu, attention_backward_hopper.cu: false, and nothing done, where their copies cannot serve the operands.
+bool runHopperForward(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, int32_t& status);
+template <class T>
+bool runHopperBackward(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status);
 // attention_kv_cache.cu: few queries over many keys.
 bool splitsKeys(const MMCall* c, const AttentionProblem& p);
 uint64_t splitKeysWorkspace(const MMCall* c, const AttentionProblem& p);

@@ -108,8 +108,10 @@ int32_t runMma(const MMCall* c, const AttentionProblem& p, const BackwardOperand
 }
 
 int32_t takesMma(const MMCall* c) { return mmaTakes(problemOf(c), in(c, Q).dtype, deviceOf(c).capability()); }
+int32_t takesHopper(const MMCall* c) { return hopperTakes(problemOf(c), in(c, Q).dtype, deviceOf(c).capability()); }
 
-int32_t mma(const MMCall* c) {
+template <bool HOPPER>
+int32_t tensorCores(const MMCall* c) {
   const AttentionProblem p = problemOf(c);
   bool fits = true;
   for (int slot : {Q, K, V, D_O}) fits = fits && rowsAlign(in(c, slot), 8) && aligned(16, in(c, slot).data);
@@ -123,6 +125,8 @@ int32_t mma(const MMCall* c) {
     const BackwardOperands<T> x = {headView<const T>(in(c, Q)), headView<const T>(in(c, K)), headView<const T>(in(c, V)),
                                    headView<const T>(in(c, D_O)), gradientView<T>(c, DQ), gradientView<T>(c, DK), gradientView<T>(c, DV),
                                    general.lse2, general.delta};
+    int32_t status = MM_OK;
+    if (HOPPER && runHopperBackward<T>(c, p, x, status)) return status;
     return dispatchSize<32, 64, 96, 128, 256>(p.dim, [&](auto dim) { return runMma<T, decltype(dim)::value>(c, p, x); });
   });
 }
@@ -130,5 +134,7 @@ int32_t mma(const MMCall* c) {
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(attention_backward, {"attentionBackward", "mma", mm::cuda::takesMma, mm::cuda::workspace, mm::cuda::mma},
+MM_CUDA_KERNELS(attention_backward,
+                {"attentionBackward", "wgmma", mm::cuda::takesHopper, mm::cuda::workspace, mm::cuda::tensorCores<true>},
+                {"attentionBackward", "mma", mm::cuda::takesMma, mm::cuda::workspace, mm::cuda::tensorCores<false>},
                 {"attentionBackward", "tiles", nullptr, mm::cuda::workspace, mm::cuda::general})

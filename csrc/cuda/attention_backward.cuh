@@ -17,13 +17,6 @@
 
 namespace mm::cuda {
 
-template <class T>
-struct BackwardOperands {
-  HeadView<const T> q, k, v, dO;
-  HeadView<T> dQ, dK, dV;     // null where not wanted
-  const float *lse2, *delta;  // (B, H, Lq): lse in base 2, +inf for rows that saw no key
-};
-
 struct GeneralBackward {
   AnyView q, k, v, o, dO, dQ, dK, dV;
   const float *lse, *dLse;  // the call's
@@ -59,10 +52,6 @@ __global__ void __launch_bounds__(256) attentionRowSumsKernel(AttentionProblem p
     x.delta[at] = sum - (x.dLse ? x.dLse[at] : 0.f);
     x.lse2[at] = x.lse[at] == -INFINITY ? INFINITY : x.lse[at] * kLog2e;
   }
-}
-
-__device__ __forceinline__ void copyAsync4(uint32_t shared, const void* global, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(valid ? 4 : 0) : "memory");
 }
 
 // ---- dK and dV on tensor cores

@@ -62,23 +62,32 @@ int32_t takesSplit(const MMCall* c) { return !has(c, ops::attention::CU_SEQLENS_
 uint64_t splitWorkspace(const MMCall* c) { return splitKeysWorkspace(c, problemOf(c)); }
 int32_t runSplit(const MMCall* c) { return attendSplitKeys(c, problemOf(c), tensorsOf(c)); }
 
+int32_t takesHopper(const MMCall* c) {
+  return hopperTakes(problemOf(c), in(c, ops::attention::Q).dtype, deviceOf(c).capability());
+}
 int32_t takesMma(const MMCall* c) {
   using namespace ops::attention;
   return mmaTakes(problemOf(c), in(c, Q).dtype, deviceOf(c).capability());
 }
-int32_t runBlocks(const MMCall* c) { return attendBlocks(c, problemOf(c), tensorsOf(c)); }
+template <bool HOPPER>
+int32_t runBlocks(const MMCall* c) {
+  return attendBlocks(c, problemOf(c), tensorsOf(c), HOPPER);
+}
 
 }  // namespace
 
-int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x) {
+int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, bool hopper) {
   if (!p.heads) return MM_OK;
   const bool mma = mmaTakes(p, x.q->dtype, deviceOf(c).capability()) && rowsAlign(*x.q, 8) && rowsAlign(*x.k, 8) && rowsAlign(*x.v, 8) &&
                    rowsAlign(*x.o, 8) && aligned(16, x.q->data, x.k->data, x.v->data, x.o->data);
+  int32_t status = MM_OK;
+  if (mma && hopper && runHopperForward(c, p, x, status)) return status;
   return mma ? attendMma(c, p, x) : attendTiles(c, p, x);
 }
 
 }  // namespace mm::cuda
 
 MM_CUDA_KERNELS(attention_forward, {"attention", "split keys", mm::cuda::takesSplit, mm::cuda::splitWorkspace, mm::cuda::runSplit},
-                {"attention", "mma", mm::cuda::takesMma, nullptr, mm::cuda::runBlocks},
-                {"attention", "tiles", nullptr, nullptr, mm::cuda::runBlocks})
+                {"attention", "wgmma", mm::cuda::takesHopper, nullptr, mm::cuda::runBlocks<true>},
+                {"attention", "mma", mm::cuda::takesMma, nullptr, mm::cuda::runBlocks<false>},
+                {"attention", "tiles", nullptr, nullptr, mm::cuda::runBlocks<false>})

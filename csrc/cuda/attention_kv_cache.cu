@@ -84,7 +84,7 @@ AttentionTensors tensorsOf(const MMCall* c) {
 int32_t takesFew(const MMCall* c) { return splitsKeys(c, problemOf(c)); }
 uint64_t fewWorkspace(const MMCall* c) { return splitKeysWorkspace(c, problemOf(c)); }
 int32_t few(const MMCall* c) { return attendSplitKeys(c, problemOf(c), tensorsOf(c)); }
-int32_t many(const MMCall* c) { return attendBlocks(c, problemOf(c), tensorsOf(c)); }
+int32_t many(const MMCall* c) { return attendBlocks(c, problemOf(c), tensorsOf(c), true); }
 
 // ---- kvCacheAppend
 template <class U>

@@ -201,6 +201,10 @@ int32_t captureBegin(void* stream, char* error, uint64_t error_size) {
     setText(error, error_size, "a capture is under way already; captures do not nest");
     return MM_ERR_KERNEL;
   }
+  // What is cached cannot be freed for other sizes while the stream captures.
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  if (s.memory.stats().cached > free) s.memory.trim();
   auto* graph = new Graph;
   // Relaxed: the pool may call cudaMalloc for blocks that the captured work needs.
   const int32_t status = checked(s, cudaStreamBeginCapture(s.handle, cudaStreamCaptureModeRelaxed), error, error_size);

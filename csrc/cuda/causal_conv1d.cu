@@ -9,15 +9,23 @@ using namespace ops::causal_conv1d;
 
 template <class T, int W, int V>
 int32_t launchRows(const MMCall* c, const Conv<T>& v, T* finalStates) {
+  constexpr int R = kConvTile;
   const auto& y = out(c, Y);
-  const int64_t vectors = ceilDiv(v.channels, V), threads = int64_t(deviceOf(c).multiprocessors) * 1024;
-  // Long slices read fewer rows twice, short ones keep a small input from leaving multiprocessors idle.
-  int each = 16;
-  while (each > 4 && v.batch * ceilDiv(v.length, each) * vectors < threads) each /= 2;
-  const int lanes = convColumns(vectors), block = each > 4 ? 256 : 128;
-  const int64_t slices = ceilDiv(v.length, each), columns = ceilDiv(vectors, lanes);
-  return launch(c, causalConv1dRowsFwdKernel<T, W, V>, dim3(unsigned(columns * ceilDiv(v.batch * slices, block / lanes))),
-      dim3(lanes, block / lanes), 0, v, data<T>(y), y.stride[0], y.stride[2], finalStates, unsigned(columns), slices, each);
+  const int64_t vectors = ceilDiv(v.channels, V), tilesEach = ceilDiv(v.length, R), tiles = v.batch * tilesEach;
+  const int lanes = convColumns(vectors), rows = kConvRowsThreads / lanes;
+  const int64_t columns = ceilDiv(vectors, lanes);
+  return launch(c, causalConv1dRowsFwdKernel<T, W, V, R>, dim3(unsigned(columns * ceilDiv(tiles, rows))), dim3(lanes, rows), 0, v,
+      data<T>(y), y.stride[0], y.stride[2], finalStates, unsigned(columns), unsigned(tilesEach), unsigned(tiles));
+}
+
+template <class T, int W, int U, bool WHOLE>
+int32_t launchLines(const MMCall* c, const Conv<T>& v, T* finalStates) {
+  const auto& y = out(c, Y);
+  const int64_t chunks = ceilDiv(v.length, kVector<T>), lines = v.batch * v.channels;
+  const int shift = convLanes(chunks);
+  const int64_t segments = ceilDiv(chunks, int64_t(U) << shift);
+  return launch(c, causalConv1dLinesFwdKernel<T, W, U, WHOLE>, convGrid((lines * segments) << shift, kConvLinesThreads),
+      dim3(kConvLinesThreads), 0, v, data<T>(y), y.stride[0], y.stride[1], finalStates, unsigned(segments), unsigned(lines), shift);
 }
 
 template <class T>
@@ -44,16 +52,13 @@ int32_t forward(const MMCall* c) {
     constexpr int W = decltype(taps)::value;
     T* states = apart ? nullptr : finalStates;
     if (path == ConvPath::rows) {
-      constexpr int V = kConvVector;
+      constexpr int V = kConvVector<T>;
       const bool vectors = convVectors<T>(x, 1, V) && convVectors<T>(y, 1, V) && aligned(16, v.weight.data, v.bias.data);
       return vectors ? launchRows<T, W, V>(c, v, states) : launchRows<T, W, 1>(c, v, states);
     }
-    constexpr int V = kVector<T>;
-    const bool vectors = convVectors<T>(x, 2, V) && convVectors<T>(y, 2, V);
-    const int64_t count = v.batch * v.channels;
-    const ConvLines lines = convLines(ceilDiv(v.length, V), count, deviceOf(c).multiprocessors, vectors);
-    return launch(c, causalConv1dLinesFwdKernel<T, W>, convGrid(count * lines.runs * lines.lanes, 128), dim3(128), 0, v, data<T>(y),
-        y.stride[0], y.stride[1], states, lines);
+    constexpr int V = kVector<T>, U = kConvChunks;
+    if (!convVectors<T>(x, 2, V) || !convVectors<T>(y, 2, V)) return launchLines<T, W, 1, false>(c, v, states);
+    return v.length > 32 * V ? launchLines<T, W, U, true>(c, v, states) : launchLines<T, W, 1, true>(c, v, states);
   });
 }
 

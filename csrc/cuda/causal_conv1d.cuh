@@ -1,22 +1,33 @@
 // causalConv1d: y_t = act(b + sum_j w_j x_{t-W+1+j}) for every channel; x (B, D, L) of any strides, weight (D, W), bias (D).
 // Before the first input of a sequence lie its initial states (S, D, W-1) or zeros; the final states are its last W-1 inputs.
 //
-// All of it is memory traffic, so x is read once, in vectors along the axis that is dense, and the W-1 earlier inputs of an
-// output come from registers or from the first-level cache:
-//   rows      channel-last (memory B, L, D), W 2 to 4. A thread owns V channels and walks `rowsEach` steps with a window of W-1
-//             inputs in registers, four rows read ahead. The threads of a block hold 8 or more neighbouring slices of the
-//             length, so that the rows shared by two slices are read by one block at about the same time.
-//   lines     channel-first (L dense), W 2 to 4, not packed. 1 to 32 lanes own one line (b, d), V neighbouring outputs a lane;
-//             the earlier inputs come from the lane before, those of the first lane from the cache.
+// All of it is memory traffic, so x is read once, in vectors along the axis that is dense, all of a thread's vectors before the
+// first of them is used; the W-1 earlier inputs of an output come from registers or from the first-level cache:
+//   rows      channel-last (memory B, L, D), W 2 to 4. A thread owns V channels of a tile of R steps and the W-1 rows before it.
+//             The threads of a block hold neighbouring tiles, so that the rows shared by two of them are read by one block at
+//             about the same time.
+//   lines     channel-first (L dense), W 2 to 4, not packed. 1 to 32 lanes own a segment of one line (b, d): U chunks of V
+//             neighbouring outputs a lane. The earlier inputs come from the lane before, those of the first lane from the last
+//             lane's chunk before or, at the begin of a segment, from memory.
 //   elements  everything else (any width and strides, packed channel-first): one thread an output.
+// bf16 on an H100, W = 4, of the copy rate: rows, V x R: 4 x 8 and 4 x 16 98 %, 4 x 4 89 %, 2 x 8 93 %, 8 x 8, short of registers, 84 %;
+// lines: U = 2 to 8 98 %, 1 96 %.
 // Vectors are used where addresses and strides allow it, else single elements; this is decided when the call runs.
 //
 // cuSeqlens is read on the device and cannot be refused there: starts are clamped to [0, L] and a sequence is taken to hold the
 // position that was looked up, so that no access leaves the operands whatever the starts say.
 #pragma once
+#include "cuda/common/mma.cuh"
 #include "cuda/half_math.cuh"
 
 namespace mm::cuda {
+
+constexpr int kConvRowsThreads = 128, kConvRowsLanes = 32, kConvLinesThreads = 128;
+constexpr int kConvTile = 8;    // R
+constexpr int kConvChunks = 4;  // U
+template <class T>
+constexpr int kConvVector = 8 / int(sizeof(T));  // V of rows: with 16 bytes the registers of W = 4 do not suffice
+constexpr int kConvSlice = 4;  // steps that a slice or a segment has at least
 
 // The steps of one sequence.
 struct ConvSpan {
@@ -50,6 +61,76 @@ struct ConvSequences {
   }
 };
 
+// N elements as they lie in memory. Loaded elements stay words until they are used: as single 16-bit values they would be
+// unpacked, and waited for, right behind their load, and stored one by one.
+template <class T, int N>
+struct ConvWords {
+  static constexpr int kBytes = N * int(sizeof(T)), kWords = (kBytes + 3) / 4;
+  uint32_t w[kWords];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (kBytes == 2) {
+      w[0] = *reinterpret_cast<const uint16_t*>(p);
+    } else if constexpr (kBytes == 4) {
+      w[0] = *reinterpret_cast<const uint32_t*>(p);
+    } else if constexpr (kBytes == 8) {
+      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      w[0] = v.x, w[1] = v.y;
+    } else {
+      static_assert(kBytes == 16, "one load");
+      const uint4 v = *reinterpret_cast<const uint4*>(p);
+      w[0] = v.x, w[1] = v.y, w[2] = v.z, w[3] = v.w;
+    }
+  }
+  __device__ __forceinline__ void store(T* p) const {
+    if constexpr (kBytes == 2) *reinterpret_cast<uint16_t*>(p) = uint16_t(w[0]);
+    else if constexpr (kBytes == 4) *reinterpret_cast<uint32_t*>(p) = w[0];
+    else if constexpr (kBytes == 8) *reinterpret_cast<uint64_t*>(p) = uint64_t(w[1]) << 32 | w[0];  // a uint2 would be split
+    else *reinterpret_cast<uint4*>(p) = make_uint4(w[0], w[1], w[2], w[3]);
+  }
+  // Element i becomes *p; before, it was zero.
+  __device__ __forceinline__ void insert(int i, const T* p) {
+    if constexpr (sizeof(T) == 4) w[i] = *reinterpret_cast<const uint32_t*>(p);
+    else w[i / 2] |= uint32_t(*reinterpret_cast<const uint16_t*>(p)) << (i % 2 * 16);
+  }
+  __device__ __forceinline__ void clear() {
+#pragma unroll
+    for (int i = 0; i < kWords; i++) w[i] = 0;
+  }
+  __device__ __forceinline__ void unpack(float (&out)[N]) const {
+#pragma unroll
+    for (int i = 0; i < kWords; i++) {
+      if constexpr (sizeof(T) == 4) {
+        out[i] = __uint_as_float(w[i]);
+      } else {
+        float low, high;
+        if constexpr (std::is_same_v<T, bf16>) {
+          low = __uint_as_float(w[i] << 16), high = __uint_as_float(w[i] & 0xffff0000u);
+        } else {
+          const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&w[i]));
+          low = both.x, high = both.y;
+        }
+        out[2 * i] = low;
+        if (2 * i + 1 < N) out[2 * i + 1] = high;
+      }
+    }
+  }
+  __device__ __forceinline__ static ConvWords of(const float (&in)[N]) {
+    ConvWords words;
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (int i = 0; i < N; i++) words.w[i] = __float_as_uint(in[i]);
+    } else if constexpr (N == 1) {
+      const T value = fromFloat<T>(in[0]);
+      words.w[0] = *reinterpret_cast<const uint16_t*>(&value);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kWords; i++) words.w[i] = pack2<T>(in[2 * i], in[2 * i + 1]);
+    }
+    return words;
+  }
+};
+
 // A (D, W) or (D) parameter of x's dtype or f32.
 struct ConvParameter {
   const void* data;
@@ -59,11 +140,12 @@ struct ConvParameter {
   __device__ __forceinline__ float at(int64_t i) const {
     return single ? static_cast<const float*>(data)[i] : toFloat(static_cast<const T*>(data)[i]);
   }
-  // N values from i, in vectors of at most V elements, of which i is a multiple.
-  template <class T, int V, int N>
+  // N values from i, a multiple of N, in vectors where these are allowed.
+  template <class T, bool VECTORS, int N>
   __device__ __forceinline__ void load(int64_t i, float (&out)[N]) const {
-    if (single) chunks<(V < 4 ? V : 4)>(static_cast<const float*>(data) + i, out);
-    else chunks<V>(static_cast<const T*>(data) + i, out);
+    constexpr int kEven = N & -N;
+    if (single) chunks<!VECTORS ? 1 : kEven < 4 ? kEven : 4>(static_cast<const float*>(data) + i, out);
+    else chunks<!VECTORS ? 1 : kEven < kVector<T> ? kEven : kVector<T>>(static_cast<const T*>(data) + i, out);
   }
 
  private:
@@ -73,7 +155,9 @@ struct ConvParameter {
 #pragma unroll
     for (int k = 0; k < N; k += C) {
       float part[C];
-      loadPacked<C>(p + k, part);
+      ConvWords<P, C> words;
+      words.load(p + k);
+      words.unpack(part);
 #pragma unroll
       for (int i = 0; i < C; i++) out[k + i] = part[i];
     }
@@ -96,12 +180,12 @@ struct Conv {
 template <class T, int W, int V>
 __device__ __forceinline__ void loadTaps(const Conv<T>& v, int64_t d, float (&weights)[W][V], float (&bias)[V]) {
   float flat[V * W];
-  v.weight.template load<T, V>(d * W, flat);
+  v.weight.template load<T, (V > 1)>(d * W, flat);
 #pragma unroll
   for (int c = 0; c < V; c++)
 #pragma unroll
     for (int j = 0; j < W; j++) weights[j][c] = flat[c * W + j];
-  if (v.bias.data) v.bias.template load<T, V>(d, bias);
+  if (v.bias.data) v.bias.template load<T, (V > 1)>(d, bias);
   else
 #pragma unroll
     for (int c = 0; c < V; c++) bias[c] = 0.f;
@@ -123,183 +207,222 @@ struct ConvPiece {
 // The W-1 inputs before step t of V channels, of which x is step 0: of the sequence, else its initial states.
 template <int W, int V, class T>
 __device__ __forceinline__ void loadWindow(const Conv<T>& v, const ConvPiece& piece, const T* x, int t, float (&window)[W - 1][V]) {
+  ConvWords<T, V> rows[W - 1];
 #pragma unroll
   for (int k = 0; k < W - 1; k++) {
-    const int row = t - (W - 1) + k, slot = row - piece.begin + W - 1;
-    if (row >= piece.begin) loadPacked<V>(x + row * v.xTime, window[k]);
-    else
-#pragma unroll
-      for (int c = 0; c < V; c++) window[k][c] = v.states ? toFloat(v.states[piece.states + c * (W - 1) + slot]) : 0.f;
+    rows[k].clear();
+    if (t - (W - 1) + k >= piece.begin) rows[k].load(x + (t - (W - 1) + k) * v.xTime);
   }
-}
-
-constexpr int kConvAhead = 4;   // rows that a thread reads at once
-constexpr int kConvVector = 4;  // channels of a thread: with 8 the registers of W = 4 do not suffice
-
-// The next `left` rows, the last one again where there are less than kConvAhead.
-template <bool WHOLE, class T, int V>
-__device__ __forceinline__ void fetchRows(Pack<T, V> (&rows)[kConvAhead], const T* x, int64_t stride, int left) {
 #pragma unroll
-  for (int i = 0; i < kConvAhead; i++) rows[i] = *reinterpret_cast<const Pack<T, V>*>(x + (WHOLE || i < left ? i : left - 1) * stride);
+  for (int k = 0; k < W - 1; k++) {
+    rows[k].unpack(window[k]);
+    const int slot = t + k - piece.begin;
+    if (slot < W - 1 && v.states)
+#pragma unroll
+      for (int c = 0; c < V; c++) window[k][c] = toFloat(v.states[piece.states + c * (W - 1) + slot]);
+  }
 }
 
 // ---- forward
 
-// Blocks of (columns of V channels) x (slices); grid: column blocks x groups of slices, columns fastest.
-template <class T, int W, int V>
-__global__ void __launch_bounds__(256, 3) causalConv1dRowsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yTime,
-    T* __restrict__ finalStates, unsigned columns, int64_t slices,
-    int rowsEach) {
-  const unsigned column = blockIdx.x % columns, group = blockIdx.x / columns;
-  const int64_t d = (int64_t(column) * blockDim.x + threadIdx.x) * V, slice = int64_t(group) * blockDim.y + threadIdx.y;
-  if (d >= v.channels || slice >= v.batch * slices) return;
-  const int64_t b = slice / slices;
-  int t = int(slice - b * slices) * rowsEach;
-  const int last = v.length - t < rowsEach ? int(v.length) : t + rowsEach;
+// Threads as (columns of V channels) x (tiles of R steps); grid: column blocks x groups of tiles, columns fastest.
+template <class T, int W, int V, int R>
+__global__ void __launch_bounds__(kConvRowsThreads) causalConv1dRowsFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch,
+    int64_t yTime, T* __restrict__ finalStates, unsigned columns, unsigned tilesEach, unsigned tiles) {
+  constexpr int H = W - 1, G = 4;  // outputs of G rows are worked on together
+  static_assert(R % G == 0, "whole groups");
+  const unsigned group = blockIdx.x / columns, column = blockIdx.x - group * columns;
+  const unsigned tile = group * blockDim.y + threadIdx.y;
+  const int64_t d = (int64_t(column) * blockDim.x + threadIdx.x) * V;
+  if (d >= v.channels || tile >= tiles) return;
+  const unsigned b = tile / tilesEach;
+  const int t = int(tile - b * tilesEach) * R, left = min(int(v.length) - t, R);
   const T* x = v.x + b * v.xBatch + d;
   y += b * yBatch + d + t * yTime;
-  float weights[W][V], bias[V];
+  ConvWords<T, V> rows[R];
+  const T* from = x + t * v.xTime;
+  if (left == R) {
+#pragma unroll
+    for (int i = 0; i < R; i++, from += v.xTime) rows[i].load(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < R; i++, from += v.xTime)
+      if (i < left) rows[i].load(from);
+  }
+  ConvPiece piece(v, b, d, t, H);
+  float window[H][V], weights[W][V], bias[V];
+  loadWindow<W, V>(v, piece, x, t, window);
   loadTaps<T, W, V>(v, d, weights, bias);
-  while (t < last) {
-    const ConvPiece piece(v, b, d, t, W - 1);
-    const int stop = piece.end < last ? piece.end : last;
-    float window[W - 1][V];
-    loadWindow<W, V>(v, piece, x, t, window);
-    const auto walk = [&](auto whole) {
-      constexpr bool WHOLE = decltype(whole)::value;
-      Pack<T, V> rows[kConvAhead];
-      fetchRows<WHOLE>(rows, x + t * v.xTime, v.xTime, stop - t);
+  const auto row = [&](const ConvWords<T, V>& words, float(&sum)[V]) {  // the pre-activations of the next row
+    float value[V];
+    words.unpack(value);
 #pragma unroll
-      for (int i = 0; i < kConvAhead; i++) {
-        if (!WHOLE && t + i >= stop) break;
-        float value[V], sum[V];
-        unpack(rows[i], value);
+    for (int c = 0; c < V; c++) {
+      sum[c] = bias[c];
 #pragma unroll
-        for (int c = 0; c < V; c++) {
-          sum[c] = bias[c];
+      for (int j = 0; j < H; j++) sum[c] = fmaf(weights[j][c], window[j][c], sum[c]);
+      sum[c] = fmaf(weights[H][c], value[c], sum[c]);
 #pragma unroll
-          for (int j = 0; j < W - 1; j++) sum[c] = fmaf(weights[j][c], window[j][c], sum[c]);
-          sum[c] = fmaf(weights[W - 1][c], value[c], sum[c]);
+      for (int j = 0; j + 1 < H; j++) window[j][c] = window[j + 1][c];
+      window[H - 1][c] = value[c];
+    }
+  };
+  if (left == R && piece.end - t >= R) {
 #pragma unroll
-          for (int j = 0; j + 1 < W - 1; j++) window[j][c] = window[j + 1][c];
-          window[W - 2][c] = value[c];
-        }
-        if (v.silu)
+    for (int g = 0; g < R; g += G) {
+      float sum[G][V];
 #pragma unroll
-          for (int c = 0; c < V; c++) sum[c] = siluFor<T>(sum[c]);
-        storePacked<V>(y, sum);
-        y += yTime;
+      for (int i = 0; i < G; i++) row(rows[g + i], sum[i]);
+      if (v.silu)
+#pragma unroll
+        for (int i = 0; i < G; i++)
+#pragma unroll
+          for (int c = 0; c < V; c++) sum[i][c] = siluFor<T>(sum[i][c]);
+#pragma unroll
+      for (int i = 0; i < G; i++, y += yTime) ConvWords<T, V>::of(sum[i]).store(y);
+    }
+  } else {
+    // Where the tile is not whole or sequences meet: row by row, out of the cache.
+    from = x + t * v.xTime;
+#pragma unroll 1
+    for (int i = 0; i < left; i++, from += v.xTime, y += yTime) {
+      if (t + i == piece.end) {
+        piece = ConvPiece(v, b, d, t + i, H);
+        loadWindow<W, V>(v, piece, x, t + i, window);
       }
-    };
-    for (; t + kConvAhead <= stop; t += kConvAhead) walk(std::true_type{});
-    if (t < stop) walk(std::false_type{});
-    t = stop;
-    if (finalStates && t == piece.end)
+      ConvWords<T, V> words;
+      words.load(from);
+      float sum[V];
+      row(words, sum);
+      if (v.silu)
 #pragma unroll
-      for (int c = 0; c < V; c++)
+        for (int c = 0; c < V; c++) sum[c] = siluFor<T>(sum[c]);
+      ConvWords<T, V>::of(sum).store(y);
+    }
+  }
+  if (finalStates && t + left == v.length)
 #pragma unroll
-        for (int k = 0; k < W - 1; k++) finalStates[piece.states + c * (W - 1) + k] = fromFloat<T>(window[k][c]);
+    for (int c = 0; c < V; c++)
+#pragma unroll
+      for (int k = 0; k < H; k++) finalStates[piece.states + c * H + k] = fromFloat<T>(window[k][c]);
+}
+
+// A chunk of a line: V steps, of which the ones from `left` on lie behind its end and are zero.
+template <bool WHOLE, class T, int V>
+__device__ __forceinline__ void loadChunk(ConvWords<T, V>& words, const T* line, int left) {
+  words.clear();
+  if constexpr (WHOLE) {
+    if (left > 0) words.load(line);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++)
+      if (i < left) words.insert(i, line + i);
+  }
+}
+template <bool WHOLE, class T, int V>
+__device__ __forceinline__ void storeChunk(T* line, int left, const float (&values)[V]) {
+  if constexpr (WHOLE) {
+    if (left > 0) ConvWords<T, V>::of(values).store(line);
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++)
+      if (i < left) line[i] = fromFloat<T>(values[i]);
   }
 }
 
-// A line (b, d) is cut into `runs` of `chunks` chunks of `lanes` vectors; one group of lanes walks a run.
-struct ConvLines {
-  int64_t runs;
-  int32_t lanes, chunks;
-  bool vectors;  // whole, aligned vectors; otherwise element by element
-
-  template <class T>
-  __host__ __device__ __forceinline__ int64_t steps() const {
-    return int64_t(chunks) * lanes * kVector<T>;
-  }
-};
-
-// Steps from t to the end of a line, between 0 and `most`.
-__device__ __forceinline__ int stepsLeft(int64_t t, int64_t length, int most) {
-  const int64_t left = length - t;
-  return left <= 0 ? 0 : left < most ? int(left) : most;
-}
-
-// V steps of a line of which `left` are there; the others are zero.
-template <int V, class T>
-__device__ __forceinline__ Pack<T, V> loadLine(const T* line, int left, bool vectors) {
-  Pack<T, V> pack;
-  if (vectors && left > 0) return *reinterpret_cast<const Pack<T, V>*>(line);
-#pragma unroll
-  for (int i = 0; i < V; i++) pack.v[i] = i < left ? line[i] : fromFloat<T>(0.f);
-  return pack;
-}
-template <int V, class T>
-__device__ __forceinline__ void storeLine(T* line, int left, bool vectors, const float (&values)[V]) {
-  if (vectors && left > 0) return storePacked<V>(line, values);
-#pragma unroll
-  for (int i = 0; i < V; i++)
-    if (i < left) line[i] = fromFloat<T>(values[i]);
-}
-
-// The W-1 inputs before t, which is in the line; state = initial states of the line or null.
-template <int W, class T>
-__device__ __forceinline__ void loadBefore(const T* line, const T* state, int64_t t, T (&before)[W - 1]) {
-#pragma unroll
-  for (int k = 0; k < W - 1; k++) {
-    const int64_t at = t - (W - 1) + k;
-    before[k] = at >= 0 ? line[at] : state ? state[at + W - 1] : fromFloat<T>(0.f);
-  }
-}
-
+// The last words of a chunk hold the W-1 inputs before the next one.
 template <class T, int W>
-__global__ void __launch_bounds__(128) causalConv1dLinesFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch, int64_t yChannel,
-    T* __restrict__ finalStates, const ConvLines lines) {
-  constexpr int V = kVector<T>, H = W - 1;
-  const int lane = threadIdx.x & (lines.lanes - 1);
-  const int64_t group = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / lines.lanes, line = group / lines.runs;
-  const int64_t length = line < v.batch * v.channels ? v.length : 0;  // groups behind the last line only shuffle
-  const int64_t b = length ? line / v.channels : 0, d = length ? line - b * v.channels : 0;
-  const int64_t first = (group - line * lines.runs) * lines.steps<T>() + lane * V;
-  const T *x = v.x + b * v.xBatch + d * v.xChannel, *state = v.states ? v.states + (b * v.channels + d) * H : nullptr;
-  y += b * yBatch + d * yChannel;
+constexpr int kConvEdge = ((W - 1) * int(sizeof(T)) + 3) / 4;
+
+// The edge before step t, which begins a segment of a line; state: the line's initial states or null.
+template <int W, bool WHOLE, class T>
+__device__ __forceinline__ void loadEdge(const T* line, const T* state, int t, uint32_t (&edge)[kConvEdge<T, W>]) {
+  constexpr int V = kVector<T>, H = W - 1, E = kConvEdge<T, W>;
+  ConvWords<T, V> words;
+  words.clear();
+  if (WHOLE && t > 0) {
+    words.load(line + t - V);
+  } else if (t > 0 || state) {
+    const T* from = t > 0 ? line + t - H : state;
+#pragma unroll
+    for (int k = 0; k < H; k++) words.insert(V - H + k, from + k);
+  }
+#pragma unroll
+  for (int i = 0; i < E; i++) edge[i] = words.w[words.kWords - E + i];
+}
+
+// The edge of the lane before; the first lane gets `first`, and in it the last lane's edge takes its place.
+template <class T, int W>
+__device__ __forceinline__ void turnEdge(const ConvWords<T, kVector<T>>& words, int lane, int lanes, uint32_t (&first)[kConvEdge<T, W>],
+    uint32_t (&edge)[kConvEdge<T, W>]) {
+  constexpr int E = kConvEdge<T, W>;
+#pragma unroll
+  for (int i = 0; i < E; i++) {
+    const uint32_t turned = __shfl_sync(0xffffffffu, words.w[words.kWords - E + i], (lane + lanes - 1) & (lanes - 1), lanes);
+    edge[i] = lane == 0 ? first[i] : turned;
+    first[i] = turned;
+  }
+}
+
+// The inputs from step t - W + 1 on of a chunk at t.
+template <int W, class T, int V>
+__device__ __forceinline__ void chunkInputs(const uint32_t (&edge)[kConvEdge<T, W>], const ConvWords<T, V>& words,
+    float (&values)[W - 1 + V]) {
+  constexpr int E = kConvEdge<T, W>, N = E * 4 / int(sizeof(T));
+  ConvWords<T, N> before;
+#pragma unroll
+  for (int i = 0; i < E; i++) before.w[i] = edge[i];
+  float head[N], own[V];
+  before.unpack(head);
+  words.unpack(own);
+#pragma unroll
+  for (int k = 0; k < W - 1; k++) values[k] = head[N - W + 1 + k];
+#pragma unroll
+  for (int i = 0; i < V; i++) values[W - 1 + i] = own[i];
+}
+
+// Groups of 2^shift lanes take the segments of the lines in order.
+template <class T, int W, int U, bool WHOLE>
+__global__ void __launch_bounds__(kConvLinesThreads) causalConv1dLinesFwdKernel(const Conv<T> v, T* __restrict__ y, int64_t yBatch,
+    int64_t yChannel, T* __restrict__ finalStates, unsigned segments, unsigned lines, int shift) {
+  constexpr int V = kVector<T>, H = W - 1, E = kConvEdge<T, W>;
+  const int lanes = 1 << shift, lane = threadIdx.x & (lanes - 1), step = lanes * V;
+  const unsigned group = blockIdx.x * (kConvLinesThreads >> shift) + (threadIdx.x >> shift), line = group / segments;
+  const int length = line < lines ? int(v.length) : 0;  // groups behind the last line only shuffle
+  const int segment = length ? int(group - line * segments) : 0, first = segment * step * U, t = first + lane * V;
+  const unsigned b = length ? line / unsigned(v.channels) : 0, d = length ? line - b * unsigned(v.channels) : 0;
+  const T* x = v.x + b * v.xBatch + d * v.xChannel;
+  y += b * yBatch + d * yChannel + t;
+  ConvWords<T, V> words[U];
+#pragma unroll
+  for (int u = 0; u < U; u++) loadChunk<WHOLE>(words[u], x + t + u * step, length - t - u * step);
+  uint32_t turning[E] = {};
   float weights[W] = {}, bias = 0.f;
   if (length) {
+    loadEdge<W, WHOLE>(x, v.states ? v.states + int64_t(line) * H : nullptr, first, turning);
 #pragma unroll
-    for (int j = 0; j < W; j++) weights[j] = v.weight.template at<T>(d * W + j);
+    for (int j = 0; j < W; j++) weights[j] = v.weight.template at<T>(int64_t(d) * W + j);
     if (v.bias.data) bias = v.bias.template at<T>(d);
   }
-  Pack<T, V> next;
-  T nextBefore[H];
-  const auto fetch = [&](int64_t t) {
-    next = loadLine<V>(x + t, stepsLeft(t, length, V), lines.vectors);
-    if (lane == 0 && t < length) loadBefore<W>(x, state, t, nextBefore);
-  };
-  fetch(first);
-  for (int chunk = 0; chunk < lines.chunks; chunk++) {
-    const int64_t t = first + int64_t(chunk) * lines.lanes * V;
-    float value[H + V], fresh[V];  // value: from step t - H
-    unpack(next, fresh);
 #pragma unroll
-    for (int i = 0; i < V; i++) value[H + i] = fresh[i];
-#pragma unroll
-    for (int k = 0; k < H; k++) {
-      value[k] = __shfl_up_sync(0xffffffffu, value[V + k], 1, lines.lanes);
-      if (lane == 0) value[k] = toFloat(nextBefore[k]);
-    }
-    if (chunk + 1 < lines.chunks) fetch(t + lines.lanes * V);
-    float sum[V];
+  for (int u = 0; u < U; u++) {
+    uint32_t edge[E];
+    turnEdge<T, W>(words[u], lane, lanes, turning, edge);
+    float value[H + V], sum[V];
+    chunkInputs<W>(edge, words[u], value);
 #pragma unroll
     for (int i = 0; i < V; i++) {
       sum[i] = bias;
 #pragma unroll
       for (int j = 0; j < W; j++) sum[i] = fmaf(weights[j], value[i + j], sum[i]);
-      if (v.silu) sum[i] = siluFor<T>(sum[i]);
     }
-    const int left = stepsLeft(t, length, V + H);
-    storeLine<V>(y + t, left, lines.vectors, sum);
-    if (finalStates)
+    if (v.silu)
 #pragma unroll
-      for (int i = 0; i < V; i++) {
-        const int slot = i - (left - H);
-        if (slot >= 0 && slot < H) finalStates[line * H + slot] = fromFloat<T>(value[H + i]);
-      }
+      for (int i = 0; i < V; i++) sum[i] = siluFor<T>(sum[i]);
+    storeChunk<WHOLE>(y + u * step, length - t - u * step, sum);
   }
+  if (finalStates && length && segment + 1 == int(segments))
+    for (int k = lane; k < H; k += lanes) finalStates[int64_t(line) * H + k] = x[length - H + k];
 }
 
 // Position of element i of (B, D, L), its channels or its steps fastest.
@@ -359,11 +482,14 @@ inline bool followsPath(ConvPath path, const MMTensorView& v) {
   return path == ConvPath::elements || (path == ConvPath::rows ? v.stride[1] == 1 : v.stride[2] == 1);
 }
 
-// By shapes and strides alone. A line must hold the W-1 inputs that its end hands on.
+// By shapes and strides alone. A line must hold the W-1 inputs that its end hands on; pieces are counted in 32 bits.
 inline ConvPath convPath(const MMTensorView& x, int64_t width, bool packed) {
-  if (width < 2 || width > 4 || x.shape[2] > INT32_MAX / 2) return ConvPath::elements;
-  if (channelLast(x)) return ConvPath::rows;
-  return x.stride[2] == 1 && !packed && x.shape[2] >= width ? ConvPath::lines : ConvPath::elements;
+  const int64_t batch = x.shape[0], channels = x.shape[1], length = x.shape[2], most = INT32_MAX / 2;
+  if (width < 2 || width > 4 || length > most) return ConvPath::elements;
+  const bool last = channelLast(x);
+  if ((last ? batch : batch * channels) * ceilDiv(length, kConvSlice) > most) return ConvPath::elements;
+  if (last) return ConvPath::rows;
+  return x.stride[2] == 1 && !packed && length >= width ? ConvPath::lines : ConvPath::elements;
 }
 
 // Whether vectors of V elements may be read along axis `axis` (1 or 2), the other one's rows included.
@@ -392,24 +518,18 @@ Conv<T> convOf(const MMTensorView& x, const MMTensorView& weight, const MMTensor
 
 // Columns of threads of a rows block: as many lanes as divide the vectors of a row.
 inline int convColumns(int64_t vectors) {
-  for (int lanes = 32; lanes >= 8; lanes /= 2)
+  for (int lanes = kConvRowsLanes; lanes >= 8; lanes /= 2)
     if (vectors % lanes == 0) return lanes;
   int lanes = 1;
   while (lanes < 32 && lanes < vectors) lanes *= 2;
   return lanes;
 }
 
-// Lanes that share a line of `vectors` vectors, and its cut into runs that fill the device.
-inline ConvLines convLines(int64_t vectors, int64_t count, int multiprocessors, bool whole) {
-  ConvLines lines{1, 1, 1, whole};
-  while (lines.lanes < 32 && lines.lanes < vectors) lines.lanes *= 2;
-  const int64_t chunks = ceilDiv(vectors, lines.lanes), wanted = ceilDiv(int64_t(multiprocessors) * 2048, count > 0 ? count * lines.lanes
-      : 1);
-  int64_t each = ceilDiv(chunks, wanted);
-  if (each > 16) each = 16;
-  lines.chunks = int32_t(each);
-  lines.runs = ceilDiv(chunks, each);
-  return lines;
+// Binary logarithm of the lanes that share a line of `chunks` chunks.
+inline int convLanes(int64_t chunks) {
+  int shift = 0;
+  while (shift < 5 && (1 << shift) < chunks) shift++;
+  return shift;
 }
 
 template <class F>

@@ -8,20 +8,43 @@ namespace {
 
 using namespace ops::causal_conv1d_bwd;
 
-// Blocks of 256 threads, two of which a multiprocessor holds, take slices in turns: as long ones as still give all of them work.
+// As many blocks as run at once, whose threads take slices in turns. Long slices have less rows before them to be read again, but
+// all threads should get equally many rows.
 struct RowsPlan {
-  int lanes, each = 64;
+  int lanes, rows, each = 0;
   int64_t columns, slices, parts;
 
   RowsPlan(const MMTensorView& x, int V, int multiprocessors) {
+    constexpr int kBefore = 8;  // what the begin of a slice costs, in rows
     const int64_t vectors = ceilDiv(x.shape[1], V), batch = x.shape[0], length = x.shape[2];
-    lanes = convColumns(vectors);
+    lanes = convColumns(vectors), rows = kConvRowsThreads / lanes;
     columns = ceilDiv(vectors, lanes);
-    const int64_t resident = int64_t(multiprocessors) * 2 / columns, most = resident > 0 ? resident : 1, rows = 256 / lanes;
-    while (each > 8 && batch * ceilDiv(length, each) < most * rows) each /= 2;
+    const int64_t resident = int64_t(multiprocessors) * kConvRowsBlocks / columns, most = resident > 0 ? resident : 1;
+    int64_t least = 0;
+    for (int64_t turns = 1; turns <= 8 && batch > 0; turns++) {
+      const int64_t pieces = turns * most * rows / batch, length8 = ceilDiv(ceilDiv(length, pieces > 0 ? pieces : 1), 8) * 8;
+      const int64_t cost = ceilDiv(batch * ceilDiv(length, length8 > 0 ? length8 : 1), most * rows) * (length8 + kBefore);
+      if (turns == 1 || cost < least) least = cost, each = int(length8);
+    }
+    if (each == 0) each = 8;
     slices = ceilDiv(length, each);
     const int64_t groups = ceilDiv(batch * slices, rows);
     parts = groups < most ? groups : most;
+  }
+};
+
+// A line's segments go to teams of up to 8 warps, whose sums are added in the block: as large ones as leave few warps idle.
+struct LinesPlan {
+  int shift, teamShift;
+  int64_t parts;
+
+  LinesPlan(const MMTensorView& x, int V, int U) {
+    const int64_t chunks = ceilDiv(x.shape[2], V);
+    shift = teamShift = convLanes(chunks);
+    const int64_t segments = ceilDiv(chunks, int64_t(U) << shift);
+    for (int warps = 3; shift == 5 && warps > 0 && teamShift == shift; warps--)
+      if (((ceilDiv(segments, 1 << warps) << warps) - segments) * 8 <= segments) teamShift += warps;
+    parts = ceilDiv(segments, int64_t(1) << (teamShift - shift));
   }
 };
 
@@ -32,29 +55,28 @@ struct Plan {
   ConvPath path;
   bool copies;  // dY, to x's layout
   int64_t parts = 1, sumsEach = 0;
-  void* copy;
+  void *copy, *noDx;
   float *sums, *gradients;
   uint64_t bytes;
 
   explicit Plan(const MMCall* c, Scratch s) : x(in(c, X)), dy(in(c, DY)), width(in(c, WEIGHT).shape[1]) {
-    const int multiprocessors = deviceOf(c).multiprocessors;
+    const int multiprocessors = deviceOf(c).multiprocessors, size = x.dtype == MM_F32 ? 4 : 2;
     path = convPath(x, width, has(c, CU_SEQLENS));
     if (hasOut(c, DX) && !followsPath(path, out(c, DX))) path = ConvPath::elements;
     copies = !followsPath(path, dy);
     if (path == ConvPath::rows) {
-      const RowsPlan vectors(x, kConvVector, multiprocessors), single(x, 1, multiprocessors);
+      const RowsPlan vectors(x, kConvBwdBytes / size, multiprocessors), single(x, 1, multiprocessors);
       parts = vectors.parts > single.parts ? vectors.parts : single.parts;
     } else if (path == ConvPath::lines) {
-      parts = x.shape[0] * lines(multiprocessors).runs;
+      parts = x.shape[0] * LinesPlan(x, 16 / size, 1).parts;  // longer segments have less
     }
     sumsEach = (hasOut(c, DWEIGHT) ? x.shape[1] * width : 0) + (hasOut(c, DBIAS) ? x.shape[1] : 0);
-    copy = s.take<char>(copies ? numel(x) * (x.dtype == MM_F32 ? 4 : 2) : 0);
+    copy = s.take<char>(copies ? numel(x) * size : 0);
+    const int64_t line = path == ConvPath::rows ? x.shape[1] : x.shape[2];
+    noDx = s.take<char>(path != ConvPath::elements && !hasOut(c, DX) ? line * size : 0);
     sums = s.take<float>(parts * sumsEach);
     gradients = s.take<float>(path == ConvPath::elements ? numel(x) : 0);
     bytes = s.bytes();
-  }
-  ConvLines lines(int multiprocessors, bool vectors = false) const {
-    return convLines(ceilDiv(x.shape[2], x.dtype == MM_F32 ? 4 : 8), x.shape[0] * x.shape[1], multiprocessors, vectors);
   }
   // dY in x's layout.
   MMTensorView copied() const {
@@ -70,12 +92,37 @@ struct Plan {
 
 uint64_t workspace(const MMCall* c) { return Plan(c, Scratch()).bytes; }
 
+// Where there is one partial row, it is the result.
+template <class T>
+bool writesSums(const MMCall* c, ConvGradients<T>& to, int64_t parts) {
+  if (parts != 1) return false;
+  if (to.weightSums) to.weightSums = data<float>(out(c, DWEIGHT));
+  if (to.biasSums) to.biasSums = data<float>(out(c, DBIAS));
+  return true;
+}
+
 template <class T, int W, int V>
-int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, const ConvGradients<T>& to, int64_t& parts) {
+int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGradients<T> to, int64_t& parts) {
+  constexpr int R = V > 1 ? kConvAhead : 2 * kConvAhead;
   const RowsPlan rows(plan.x, V, deviceOf(c).multiprocessors);
-  parts = rows.parts;
-  return launch(c, causalConv1dRowsBwdKernel<T, W, V>, dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, 256 / rows.lanes), 0,
-      v, to, unsigned(rows.columns), rows.slices, rows.each, rows.parts);
+  parts = writesSums(c, to, rows.parts) ? 0 : rows.parts;
+  return dispatchBool(v.silu, [&](auto silu) {
+    return launch(c, causalConv1dRowsBwdKernel<T, W, V, R, kConvRowsBlocks, decltype(silu)::value>,
+        dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, rows.rows), 0, v, to, unsigned(rows.columns), unsigned(rows.slices),
+        unsigned(v.batch * rows.slices), rows.each, unsigned(rows.parts));
+  });
+}
+
+template <class T, int W, int U, bool WHOLE>
+int32_t launchLines(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGradients<T> to, int64_t& parts) {
+  const LinesPlan lines(plan.x, kVector<T>, U);
+  const int64_t count = v.batch * v.channels;
+  parts = writesSums(c, to, v.batch * lines.parts) ? 0 : v.batch * lines.parts;
+  return dispatchBool(v.silu, [&](auto silu) {
+    return launch(c, causalConv1dLinesBwdKernel<T, W, U, kConvLinesBlocks, decltype(silu)::value, WHOLE>,
+        convGrid((count * lines.parts) << lines.teamShift, kConvLinesBwdThreads), dim3(kConvLinesBwdThreads), 0, v, to,
+        unsigned(lines.parts), unsigned(count), lines.shift, lines.teamShift);
+  });
 }
 
 template <class T>
@@ -118,6 +165,9 @@ int32_t backward(const MMCall* c) {
     const auto& dx = out(c, DX);
     to.dx = data<T>(dx);
     to.dxBatch = dx.stride[0], to.dxChannel = dx.stride[1], to.dxTime = dx.stride[2];
+  } else if (plan.path != ConvPath::elements) {
+    to.dx = static_cast<T*>(plan.noDx);
+    (plan.path == ConvPath::rows ? to.dxChannel : to.dxTime) = 1;
   }
   to.sumsEach = plan.sumsEach;
   to.weightSums = hasOut(c, DWEIGHT) ? plan.sums : nullptr;
@@ -133,26 +183,28 @@ int32_t backward(const MMCall* c) {
   to.initialStates = apart ? nullptr : states;
   int64_t parts = numel(x) ? plan.parts : 0;
   int32_t status = MM_OK;
-  if (numel(x) && (to.dx || to.initialStates || plan.sumsEach)) {
+  if (numel(x) && (hasOut(c, DX) || to.initialStates || plan.sumsEach)) {
     if (plan.path == ConvPath::elements) {
       status = launchElements<T>(c, plan, v, to);
     } else {
       status = dispatchTaps(v.width, [&](auto taps) {
-        constexpr int W = decltype(taps)::value, V = kConvVector;
-        if (plan.path == ConvPath::rows) {
-          const bool vectors = convVectors<T>(x, 1, V) && convVectors<T>(dy, 1, V) && (!to.dx || convVectors<T>(out(c, DX), 1, V)) &&
-              aligned(16, v.weight.data, v.bias.data);
-          return vectors ? launchRows<T, W, V>(c, plan, v, to, parts) : launchRows<T, W, 1>(c, plan, v, to, parts);
+        constexpr int W = decltype(taps)::value;
+        const bool rows = plan.path == ConvPath::rows;
+        constexpr int kRowVector = kConvBwdBytes / int(sizeof(T));
+        const int axis = rows ? 1 : 2, V = rows ? kRowVector : kVector<T>;
+        const bool vectors = convVectors<T>(x, axis, V) && convVectors<T>(dy, axis, V) &&
+            (!hasOut(c, DX) || convVectors<T>(out(c, DX), axis, V));
+        if (rows) {
+          return vectors && aligned(16, v.weight.data, v.bias.data) ? launchRows<T, W, kRowVector>(c, plan, v, to, parts)
+                                                                    : launchRows<T, W, 1>(c, plan, v, to, parts);
         }
-        constexpr int N = kVector<T>;
-        const bool vectors = convVectors<T>(x, 2, N) && convVectors<T>(dy, 2, N) && (!to.dx || convVectors<T>(out(c, DX), 2, N));
-        const ConvLines lines = plan.lines(deviceOf(c).multiprocessors, vectors);
-        return launch(c, causalConv1dLinesBwdKernel<T, W>, convGrid(v.batch * v.channels * lines.runs * lines.lanes, 128), dim3(128), 0,
-            v, to, lines);
+        if (!vectors) return launchLines<T, W, 1, false>(c, plan, v, to, parts);
+        return v.length > 32 * V ? launchLines<T, W, kConvBwdChunks, true>(c, plan, v, to, parts)
+                                 : launchLines<T, W, 1, true>(c, plan, v, to, parts);
       });
     }
   }
-  if (status != MM_OK || !plan.sumsEach) return status;
+  if (status != MM_OK || !plan.sumsEach || (!parts && numel(x))) return status;
   float* dWeight = hasOut(c, DWEIGHT) ? data<float>(out(c, DWEIGHT)) : nullptr;
   float* dBias = hasOut(c, DBIAS) ? data<float>(out(c, DBIAS)) : nullptr;
   return addPartials<float>(c, plan.sums, dWeight, dBias, parts, plan.sumsEach, dWeight ? v.channels * v.width : 0);

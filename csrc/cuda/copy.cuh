@@ -67,7 +67,6 @@ struct CopyElement {
   }
 };
 
-inline int64_t elementSize(int32_t dtype) { return dtype == MM_F32 || dtype == MM_I32 ? 4 : dtype == MM_U8 ? 1 : 2; }
 
 // The element of `dtype` (and of `size` bytes) as often as 16 bytes hold it.
 inline uint4 patternOf(const void* element, int64_t size) {

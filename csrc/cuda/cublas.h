@@ -1,8 +1,8 @@
-// cuBLASLt, loaded by name when first needed, so that the library itself loads anywhere. Types come from its own headers.
+// cuBLASLt, loaded by name when first needed, so that the library itself loads anywhere.
 #pragma once
-#include <cublasLt.h>
-
 #include <string>
+
+#include "cuda/cublas_lt.h"
 
 namespace mm::cuda {
 

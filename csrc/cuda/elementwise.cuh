@@ -180,34 +180,16 @@ struct BothGradients {
 
 // The same terms, summed.
 template <class T>
-struct ProductTerms {
-  static constexpr int K = 2, Targets = 1;
-  using In = T;
-  using Acc = float;
-  T* out;
+struct ProductTerms : FloatReduction<T, 2> {
   bool over;
-
-  void advance(const int64_t (&offset)[1]) { out += offset[0]; }
-  __device__ __forceinline__ static float identity() { return 0.f; }
-  __device__ __forceinline__ static float combine(float a, float b) { return a + b; }
   __device__ __forceinline__ float term(const T (&x)[2], int64_t) const {
     return over ? toFloat(x[1]) / toFloat(x[0]) : toFloat(x[1]) * toFloat(x[0]);
   }
-  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { out[at[0]] = fromFloat<T>(total); }
 };
 
 template <class T>
-struct DivisorTerms {
-  static constexpr int K = 3, Targets = 1;
-  using In = T;
-  using Acc = float;
-  T* out;
-
-  void advance(const int64_t (&offset)[1]) { out += offset[0]; }
-  __device__ __forceinline__ static float identity() { return 0.f; }
-  __device__ __forceinline__ static float combine(float a, float b) { return a + b; }
+struct DivisorTerms : FloatReduction<T, 3> {
   __device__ __forceinline__ float term(const T (&x)[3], int64_t) const { return divisorTerm(toFloat(x[0]), toFloat(x[1]), toFloat(x[2])); }
-  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { out[at[0]] = fromFloat<T>(total); }
 };
 
 }  // namespace mm::cuda

@@ -8,30 +8,24 @@ namespace {
 // Whether all rows of a view may begin with a vector, as far as the strides go.
 bool wideRows(const MMTensorView& view) {
   for (int i = 0; i + 1 < view.ndim; i++)
-    if (view.shape[i] > 1 && view.stride[i] % (view.dtype == MM_F32 ? 4 : 8) != 0) return false;
+    if (view.shape[i] > 1 && view.stride[i] % vectorOf(view) != 0) return false;
   return true;
 }
-
-// The vectors a lane holds: few enough for a warp, then for a block of 512.
-int forwardVectors(int64_t vectors) { return vectors <= 256 ? int(ceilDiv(vectors, 32)) : vectors <= 2048 ? 4 : 8; }
-int backwardVectors(int64_t vectors) { return vectors <= 32 ? 1 : vectors <= 1024 ? 2 : 4; }
 
 int32_t fitsForward(const MMCall* c) {
   using namespace ops::gated_rms_norm;
   const auto& x = in(c, X);
-  const int64_t n = lastDim(x), v = x.dtype == MM_F32 ? 4 : 8;
-  return n % v == 0 && n / v <= 8 * 512 && wideRows(x) && wideRows(in(c, GATE));
+  return wholeVectors(x, 8 * 512) && wideRows(x) && wideRows(in(c, GATE));
 }
 
 int32_t looseForward(const MMCall* c) {
   using namespace ops::gated_rms_norm;
   const auto &x = in(c, X), &gate = in(c, GATE), &y = out(c, Y);
-  const int64_t rows = rowCount(x), n = lastDim(x);
+  const LoosePlan plan(c, x, 0);
   return dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, gatedRmsNormLooseKernel<T>, dim3(unsigned(looseBlocks(rows, n, 0, 0))), dim3(256), 0, data<const T>(x),
-        data<const T>(gate), Weights(in(c, WEIGHT)), data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps),
-        looseLanes(n));
+    return launch(c, gatedRmsNormLooseKernel<T>, dim3(unsigned(plan.blocks)), dim3(256), 0, data<const T>(x), data<const T>(gate),
+        Weights(in(c, WEIGHT)), data<T>(y), rowNest<2>({&x, &gate}), rowCount(x), lastDim(x), float(attrs<Attrs>(c).eps), plan.lanes);
   });
 }
 
@@ -46,7 +40,7 @@ int32_t forward(const MMCall* c) {
     if (!aligned(16, data<T>(x), data<T>(gate), data<T>(y)) || !w.vectors(V)) return looseForward(c);
     return dispatchSize<1, 2, 4, 8>(forwardVectors(n / V), [&](auto k) {
       constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
-      const TeamPlan plan(n, V, K);
+      const TeamPlan plan = forwardPlan(n, V);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
       return launch(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), data<const T>(gate), w,
           data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
@@ -57,44 +51,34 @@ int32_t forward(const MMCall* c) {
 int32_t fitsBackward(const MMCall* c) {
   using namespace ops::gated_rms_norm_bwd;
   const auto& x = in(c, X);
-  const int64_t n = lastDim(x), v = x.dtype == MM_F32 ? 4 : 8;
-  return n % v == 0 && n <= 8192 && wideRows(x) && wideRows(in(c, GATE)) && wideRows(in(c, DY));
+  return wholeVectors(x, 8192 / vectorOf(x)) && wideRows(x) && wideRows(in(c, GATE)) && wideRows(in(c, DY));
 }
 
-uint64_t looseBackwardWorkspace(const MMCall* c) {
+// Columns of a partial row.
+int64_t gradientColumns(const MMCall* c) {
   using namespace ops::gated_rms_norm_bwd;
-  const int64_t rows = rowCount(in(c, X)), n = lastDim(in(c, X));
-  if (!hasOut(c, DWEIGHT)) return 0;
-  return uint64_t(looseBlocks(rows, n, n, deviceOf(c).multiprocessors) * (256 / looseLanes(n)) * n) * sizeof(float);
+  return hasOut(c, DWEIGHT) ? lastDim(in(c, X)) : 0;
 }
+
+uint64_t looseBackwardWorkspace(const MMCall* c) { return looseWorkspace(c, in(c, ops::gated_rms_norm_bwd::X), gradientColumns(c)); }
 
 int32_t looseBackward(const MMCall* c) {
   using namespace ops::gated_rms_norm_bwd;
   const auto &x = in(c, X), &gate = in(c, GATE), &dy = in(c, DY);
-  const int64_t rows = rowCount(x), n = lastDim(x);
   float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-  const int64_t blocks = looseBlocks(rows, n, partial ? n : 0, deviceOf(c).multiprocessors), lanes = looseLanes(n);
+  const LoosePlan plan(c, x, gradientColumns(c));
   const int32_t status = dispatchFloat(x.dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(c, gatedRmsNormBackwardLooseKernel<T>, dim3(unsigned(blocks)), dim3(256), 0, data<const T>(x), data<const T>(gate),
+    return launch(c, gatedRmsNormBackwardLooseKernel<T>, dim3(unsigned(plan.blocks)), dim3(256), 0, data<const T>(x), data<const T>(gate),
         Weights(in(c, WEIGHT)), data<const T>(dy), hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr,
-        hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr, partial, rowNest<3>({&x, &gate, &dy}), rows, n, float(attrs<Attrs>(c).eps),
-        lanes);
+        hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr, partial, rowNest<3>({&x, &gate, &dy}), rowCount(x), lastDim(x),
+        float(attrs<Attrs>(c).eps), plan.lanes);
   });
   if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
-  return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks * (256 / lanes), n);
+  return addPartials(c, partial, data<float>(out(c, DWEIGHT)), plan.teams(), lastDim(x));
 }
 
-uint64_t backwardWorkspace(const MMCall* c) {
-  using namespace ops::gated_rms_norm_bwd;
-  const auto& x = in(c, X);
-  if (!hasOut(c, DWEIGHT)) return 0;
-  const int64_t n = lastDim(x), v = x.dtype == MM_F32 ? 4 : 8;
-  const TeamPlan plan(n, int(v), backwardVectors(n / v));
-  const uint64_t bytes = uint64_t(plan.mostBlocks(rowCount(x), deviceOf(c).multiprocessors) * n) * sizeof(float),
-      loose = looseBackwardWorkspace(c);
-  return bytes > loose ? bytes : loose;
-}
+uint64_t backwardWorkspace(const MMCall* c) { return normWorkspace(c, in(c, ops::gated_rms_norm_bwd::X), gradientColumns(c)); }
 
 int32_t backward(const MMCall* c) {
   using namespace ops::gated_rms_norm_bwd;
@@ -107,17 +91,16 @@ int32_t backward(const MMCall* c) {
     T *dx = hasOut(c, DX) ? data<T>(out(c, DX)) : nullptr, *dg = hasOut(c, DGATE) ? data<T>(out(c, DGATE)) : nullptr;
     if (!aligned(16, data<T>(x), data<T>(gate), data<T>(dy), dx, dg) || !w.vectors(V)) return looseBackward(c);
     return dispatchSize<1, 2, V == 4 ? 4 : 2>(backwardVectors(n / V), [&](auto k) {
-      constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
-      const TeamPlan plan(n, V, K);
-      const size_t shared = plan.teams > 1 ? size_t(plan.threads) * K * V * sizeof(float) : 0;
-      const auto kernel = gatedRmsNormBackwardKernel<T, K, R>;
-      const int64_t most = plan.mostBlocks(rows, deviceOf(c).multiprocessors), resident = residentBlocks(c, kernel, plan.threads, shared);
-      const int64_t blocks = most < resident ? most : resident;
+      constexpr int K = decltype(k)::value;
+      const TeamPlan plan = backwardPlan(n, V);
+      const auto kernel = gatedRmsNormBackwardKernel<T, K>;
+      const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks)), dim3(plan.threads), shared, data<const T>(x), data<const T>(gate), w,
-          data<const T>(dy), dx, dg, partial, rowNest<3>({&x, &gate, &dy}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launch(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x),
+          data<const T>(gate), w, data<const T>(dy), dx, dg, partial, rowNest<3>({&x, &gate, &dy}), rows, n,
+          float(attrs<Attrs>(c).eps), plan.lanes);
       if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
-      return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks, n);
+      return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks.count, n);
     });
   });
 }

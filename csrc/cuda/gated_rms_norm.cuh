@@ -2,56 +2,53 @@
 // dx = r (w e - x r^2 mean(w e x)), dg = dy x r w s'(g), dw = sum over rows of e x r.
 //
 // x, gate and dy (rows, n) have a dense last axis and begin their rows anywhere (a nest of the axes before), results are dense.
-// Tiling as rms_norm.cuh: a team holds a row in registers; with more operands, fewer rows at once. s(g) is computed twice in
-// the backward, which costs less than the registers to keep it.
+// Tiling as rms_norm.cuh. The backward computes s(g) and s'(g) once, times dy, before the reduction; the operands that this frees
+// take the next row.
 #pragma once
 #include "cuda/activation.cuh"
-#include "cuda/common/rows.cuh"
+#include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) gatedRmsNormKernel(const T* __restrict__ x, const T* __restrict__ gate, Weights w, T* __restrict__ y,
-    const __grid_constant__ Nest<2> nest, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(kNormForwardThreads<K>, kNormForwardBlocks<K>) gatedRmsNormKernel(const T* __restrict__ x,
+    const T* __restrict__ gate, Weights w, T* __restrict__ y, const __grid_constant__ Nest<2> nest, int64_t rows, int n, float eps,
+    int lanes) {
   constexpr int V = kVector<T>;
-  __shared__ float scratch[R * 32];
+  constexpr bool early = kNormAhead<K>;  // the weight stays in registers
+  __shared__ float scratch[TeamSums<R, (K > 1)>::kFloats];
   const Team team(lanes);
-  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
+  TeamSums<R, (K > 1)> add(scratch, team);
+  const int64_t apart = team.all();
+  const float share = 1.f / float(n);
+  float weight[1][early ? K : 1][V];
+  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += apart * R) {
     Words<T> px[R][K], pg[R][K];
-    float scale[R] = {};
+    float scale[R];
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
+      const int64_t row = first + team.index + r * apart;
       int64_t at[2];
       rowOffsets(nest, nest.ndim, row, at);
       loadRow(x + at[0], row < rows ? n : 0, team, px[r]);
       loadRow(gate + at[1], row < rows ? n : 0, team, pg[r]);
     }
+    if (early) loadParameters<T>({w}, n, team, weight);
+    squares(px, scale);
+    add(scale, team);
 #pragma unroll
-    for (int r = 0; r < R; r++)
-#pragma unroll
-      for (int k = 0; k < K; k++) {
-        float v[V];
-        unpack(px[r][k], v);
-#pragma unroll
-        for (int i = 0; i < V; i++) scale[r] = fmaf(v[i], v[i], scale[r]);
-      }
-    keepPacked(px);
-    teamReduce(scale, lanes, scratch);
-#pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
+    for (int r = 0; r < R; r++) scale[r] = rsqrtf(fmaf(scale[r], share, eps));
     eachVector<V, K>(n, team, [&](int k, int j) {
-      float weight[V];
-      w.load<V>(j, weight);
+      if (!early) w.load<V>(j, weight[0][0]);
 #pragma unroll
       for (int r = 0; r < R; r++) {
-        const int64_t row = first + team.index + r * team.all();
+        const int64_t row = first + team.index + r * apart;
         if (row >= rows) continue;
         float v[V], g[V];
         unpack(px[r][k], v);
         unpack(pg[r][k], g);
 #pragma unroll
-        for (int i = 0; i < V; i++) v[i] *= scale[r] * weight[i] * g[i] * sigmoidOf<T>(g[i]);
+        for (int i = 0; i < V; i++) v[i] *= scale[r] * weight[0][early ? k : 0][i] * g[i] * sigmoidOf<T>(g[i]);
         storeVector(y + row * n + j, v);
       }
     });
@@ -59,71 +56,74 @@ __global__ void __launch_bounds__(512) gatedRmsNormKernel(const T* __restrict__ 
 }
 
 // dx and dg may be null. partial (blocks, n) of dw, or null; dynamic shared memory: K V floats a thread where a block has
-// several teams.
-template <class T, int K, int R>
-__global__ void __launch_bounds__(K == 1 ? 256 : 512, K == 1 ? 3 : 1) gatedRmsNormBackwardKernel(const T* __restrict__ x,
+// several teams. Of the gate, s(g) dy and s'(g) dy are kept.
+template <class T, int K>
+__global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K>) gatedRmsNormBackwardKernel(const T* __restrict__ x,
     const T* __restrict__ gate, Weights w, const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial,
     const __grid_constant__ Nest<3> nest, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
-  __shared__ float scratch[2 * R * 32];
+  __shared__ float scratch[TeamSums<2, (K > 1)>::kFloats];
   const Team team(lanes);
-  float weight[K][V] = {}, dw[K][V] = {};
-  eachVector<V, K>(n, team, [&](int k, int j) { w.load<V>(j, weight[k]); });
-  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
-    Words<T> px[R][K], pg[R][K], pd[R][K];
-    float sum[2 * R] = {};
+  TeamSums<2, (K > 1)> add(scratch, team);
+  const int64_t step = team.all();
+  int64_t first = int64_t(blockIdx.x) * team.count;
+  Words<T> nextX[K], nextG[K], nextD[K];
+  const auto fetch = [&](int64_t from) {
+    int64_t at[3];
+    rowOffsets(nest, nest.ndim, from, at);
+    loadRow(x + at[0], from < rows ? n : 0, team, nextX);
+    loadRow(gate + at[1], from < rows ? n : 0, team, nextG);
+    loadRow(dy + at[2], from < rows ? n : 0, team, nextD);
+  };
+  fetch(first + team.index);
+  float weight[1][K][V], dw[K][V] = {};
+  loadParameters<T>({w}, n, team, weight);
+  const float share = 1.f / float(n);
+  for (; first < rows; first += step) {
+    const int64_t row = first + team.index;
+    Words<T> px[1][K];
+    float e[K][V], slope[K][V], sum[2] = {};
 #pragma unroll
-    for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      int64_t at[3];
-      rowOffsets(nest, nest.ndim, row, at);
-      loadRow(x + at[0], row < rows ? n : 0, team, px[r]);
-      loadRow(gate + at[1], row < rows ? n : 0, team, pg[r]);
-      loadRow(dy + at[2], row < rows ? n : 0, team, pd[r]);
-    }
+    for (int k = 0; k < K; k++) {
+      float vx[V], vg[V], vd[V], part[2] = {};
+      px[0][k] = nextX[k];
+      unpack(nextX[k], vx);
+      unpack(nextG[k], vg);
+      unpack(nextD[k], vd);
 #pragma unroll
-    for (int r = 0; r < R; r++)
-#pragma unroll
-      for (int k = 0; k < K; k++) {
-        float vx[V], vg[V], vd[V];
-        unpack(px[r][k], vx);
-        unpack(pg[r][k], vg);
-        unpack(pd[r][k], vd);
-#pragma unroll
-        for (int i = 0; i < V; i++) {
-          const float e = vd[i] * vg[i] * sigmoidOf<T>(vg[i]);
-          sum[2 * r] = fmaf(vx[i], vx[i], sum[2 * r]);
-          sum[2 * r + 1] = fmaf(vx[i] * e, weight[k][i], sum[2 * r + 1]);
-        }
+      for (int i = 0; i < V; i++) {
+        float s, rest;
+        sigmoids<T>(vg[i], s, rest);
+        const float silu = vg[i] * s;
+        e[k][i] = vd[i] * silu;
+        slope[k][i] = vd[i] * fmaf(silu, rest, s);
+        part[0] = fmaf(vx[i], vx[i], part[0]);
+        part[1] = fmaf(vx[i] * e[k][i], weight[0][k][i], part[1]);
       }
+      sum[0] += part[0];
+      sum[1] += part[1];
+    }
     keepPacked(px);
-    keepPacked(pg);
-    keepPacked(pd);
-    teamReduce(sum, lanes, scratch);
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      if (row >= rows) continue;
-      const float scale = rsqrtf(sum[2 * r] / float(n) + eps), mean = sum[2 * r + 1] * scale * scale / float(n);
+    if (kNormAhead<K>) fetch(row + step);
+    add(sum, team);
+    if (row < rows) {
+      const float scale = rsqrtf(fmaf(sum[0], share, eps)), mean = sum[1] * scale * scale * scale * share;
       eachVector<V, K>(n, team, [&](int k, int j) {
-        float vx[V], vg[V], vd[V];
-        unpack(px[r][k], vx);
-        unpack(pg[r][k], vg);
-        unpack(pd[r][k], vd);
+        float vx[V], toX[V], toG[V];
+        unpack(px[0][k], vx);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          float s, rest;
-          sigmoids<T>(vg[i], s, rest);
-          const float e = vd[i] * vg[i] * s, normed = vx[i] * scale;
-          dw[k][i] = fmaf(e, normed, dw[k][i]);
-          vx[i] = scale * (weight[k][i] * e - vx[i] * mean);
-          vg[i] = vd[i] * normed * weight[k][i] * s * fmaf(vg[i], rest, 1.f);
+          const float scaled = weight[0][k][i] * scale;
+          dw[k][i] = fmaf(e[k][i], vx[i] * scale, dw[k][i]);
+          toX[i] = fmaf(scaled, e[k][i], -(vx[i] * mean));
+          toG[i] = slope[k][i] * vx[i] * scaled;
         }
-        if (dx) storeVector(dx + row * n + j, vx);
-        if (dg) storeVector(dg + row * n + j, vg);
+        if (dx) storeVector(dx + row * n + j, toX);
+        if (dg) storeVector(dg + row * n + j, toG);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }
@@ -138,10 +138,7 @@ __global__ void __launch_bounds__(256) gatedRmsNormLooseKernel(const T* __restri
     int64_t at[2];
     rowOffsets(nest, nest.ndim, row, at);
     const T *px = x + at[0], *pg = gate + at[1];
-    float sum[1] = {};
-    for (int64_t j = team.lane; j < end; j += lanes) sum[0] = fmaf(toFloat(px[j]), toFloat(px[j]), sum[0]);
-    teamReduce(sum, lanes, scratch);
-    const float scale = rsqrtf(sum[0] / float(n) + eps);
+    const float scale = looseInverseRms(px, n, end, eps, team, scratch);
     for (int64_t j = team.lane; j < end; j += lanes) {
       const float g = toFloat(pg[j]);
       y[row * n + j] = fromFloat<T>(toFloat(px[j]) * scale * w.at(j) * g * sigmoidOf<T>(g));

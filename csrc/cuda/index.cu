@@ -1,15 +1,11 @@
 #include "cuda/index.cuh"
 
+#include "ops/axis_view.h"
 #include "ops/index.h"
 
 namespace mm::cuda {
 namespace {
 
-int64_t rowSize(const MMTensorView& v) {
-  int64_t n = 1;
-  for (int i = 1; i < v.ndim; i++) n *= v.shape[i];
-  return n;
-}
 int64_t rowBytes(const MMTensorView& v) { return rowSize(v) * elementSize(v.dtype); }
 
 int32_t gatherRows(const MMCall* c) {
@@ -97,14 +93,6 @@ int32_t scatterAddRowsBackward(const MMCall* c) {
                           out(c, DSRC).data, zeroPattern()});
   return status;
 }
-
-// The part [start, start + length) of an axis.
-MMTensorView slice(MMTensorView v, int64_t axis, int64_t start, int64_t length) {
-  v.data = data<char>(v) + start * v.stride[axis] * elementSize(v.dtype);
-  v.shape[axis] = length;
-  return v;
-}
-int64_t axisOf(int64_t axis, const MMTensorView& v) { return axis < 0 ? axis + v.ndim : axis; }
 
 int32_t concat(const MMCall* c) {
   using namespace ops::concat;

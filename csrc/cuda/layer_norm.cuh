@@ -3,38 +3,13 @@
 //
 // x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn.
 #pragma once
-#include "cuda/common/rows.cuh"
+#include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
-// mean[r] and rest[r] = the sum of (x - mean)^2, still without the reduction over the team
 template <class T, int K, int R>
-__device__ __forceinline__ void centre(Words<T> (&px)[R][K], int n, const Team& team, float* scratch, float (&mean)[R], float (&rest)[R]) {
-  constexpr int V = kVector<T>;
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    mean[r] = rest[r] = 0.f;
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      float v[V];
-      unpack(px[r][k], v);
-#pragma unroll
-      for (int i = 0; i < V; i++) mean[r] += v[i];
-    }
-  }
-  keepPacked(px);
-  teamReduce(mean, team.lanes, scratch);
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    mean[r] /= float(n);
-    eachVector<V, K>(n, team, [&](int k, int) {
-      float v[V];
-      unpack(px[r][k], v);
-#pragma unroll
-      for (int i = 0; i < V; i++) rest[r] = fmaf(v[i] - mean[r], v[i] - mean[r], rest[r]);
-    });
-  }
-  keepPacked(px);
+__device__ __forceinline__ void plainSums(Words<T> (&px)[R][K], float (&sum)[R]) {
+  laneSums(px, sum, [](float s, float v) { return s + v; });
 }
 
 template <class T, int K, int R>
@@ -51,7 +26,20 @@ __global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, 
       const int64_t row = first + team.index + r * team.all();
       loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
     }
-    centre(px, n, team, scratch, mean, scale);
+    plainSums(px, mean);
+    teamReduce(mean, lanes, scratch);
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      mean[r] /= float(n);
+      scale[r] = 0.f;
+      eachVector<V, K>(n, team, [&](int k, int) {
+        float v[V];
+        unpack(px[r][k], v);
+#pragma unroll
+        for (int i = 0; i < V; i++) scale[r] = fmaf(v[i] - mean[r], v[i] - mean[r], scale[r]);
+      });
+    }
+    keepPacked(px);
     teamReduce(scale, lanes, scratch);
 #pragma unroll
     for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
@@ -76,49 +64,67 @@ __global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, 
 // dx may be null. partial (blocks, parts n), null where parts is 0: dw if wantWeight, then db; dynamic shared memory: K V floats a
 // thread where a block has several teams.
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restrict__ x, Weights w, const T* __restrict__ dy,
-    T* __restrict__ dx, float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows, int n, float eps, int lanes) {
+__global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K>) layerNormBackwardKernel(const T* __restrict__ x,
+    Weights w, const T* __restrict__ dy, T* __restrict__ dx, float* __restrict__ partial, bool wantWeight, bool wantBias, int64_t rows,
+    int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   extern __shared__ float4 dynamicShared[];
-  __shared__ float scratch[3 * R * 32];
+  __shared__ float scratch[TeamSums<3 * R, (K > 1)>::kFloats];
   const Team team(lanes);
-  float weight[K][V] = {}, dw[K][V] = {}, db[K][V] = {};
-  eachVector<V, K>(n, team, [&](int k, int j) { w.load<V>(j, weight[k]); });
-  for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
-    Words<T> px[R][K], pd[R][K];
-    float mean[R], rest[R], sum[3 * R] = {};
+  TeamSums<3 * R, (K > 1)> add(scratch, team);
+  const int64_t apart = team.all(), step = apart * R;
+  int64_t first = int64_t(blockIdx.x) * team.count;
+  Words<T> nextX[R][K], nextD[R][K];
+  const auto fetch = [&](int64_t from) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
-      loadRow(dy + row * n, row < rows ? n : 0, team, pd[r]);
+      const int64_t at = from + r * apart;
+      loadRow(x + at * n, at < rows ? n : 0, team, nextX[r]);
+      loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
-    centre(px, n, team, scratch, mean, rest);
+  };
+  fetch(first + team.index);
+  float weight[1][K][V], dw[K][V] = {}, db[K][V] = {};
+  loadParameters<T>({w}, n, team, weight);
+  const float share = 1.f / float(n);
+  for (; first < rows; first += step) {
+    const int64_t row = first + team.index;
+    Words<T> px[R][K], pd[R][K];
+#pragma unroll
+    for (int r = 0; r < R; r++)
+#pragma unroll
+      for (int k = 0; k < K; k++) px[r][k] = nextX[r][k], pd[r][k] = nextD[r][k];
+    if (kNormAhead<K>) fetch(row + step);
+    float mean[R], sum[3 * R] = {};
+    plainSums(px, mean);
+    add(mean, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      sum[3 * r] = rest[r];
-#pragma unroll
-      for (int k = 0; k < K; k++) {  // dy and the weight are zero past the row
-        float vx[V], vd[V];
+      mean[r] *= share;
+      eachVector<V, K>(n, team, [&](int k, int) {
+        float vx[V], vd[V], part[3] = {};
         unpack(px[r][k], vx);
         unpack(pd[r][k], vd);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          const float g = vd[i] * weight[k][i];
-          sum[3 * r + 1] += g;
-          sum[3 * r + 2] = fmaf(g, vx[i] - mean[r], sum[3 * r + 2]);
+          const float centred = vx[i] - mean[r], g = vd[i] * weight[0][k][i];
+          part[0] = fmaf(centred, centred, part[0]);
+          part[1] += g;
+          part[2] = fmaf(g, centred, part[2]);
         }
-      }
+#pragma unroll
+        for (int i = 0; i < 3; i++) sum[3 * r + i] += part[i];
+      });
     }
     keepPacked(px);
     keepPacked(pd);
-    teamReduce(sum, lanes, scratch);
+    add(sum, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      const int64_t row = first + team.index + r * team.all();
-      if (row >= rows) continue;
-      const float scale = rsqrtf(sum[3 * r] / float(n) + eps), meanG = sum[3 * r + 1] / float(n),
-          meanGh = sum[3 * r + 2] * scale / float(n);
+      const int64_t at = row + r * apart;
+      if (at >= rows) continue;
+      const float scale = rsqrtf(fmaf(sum[3 * r], share, eps)), meanG = scale * sum[3 * r + 1] * share,
+          meanGh = scale * scale * sum[3 * r + 2] * share;
       eachVector<V, K>(n, team, [&](int k, int j) {
         float vx[V], vd[V], v[V];
         unpack(px[r][k], vx);
@@ -126,13 +132,14 @@ __global__ void __launch_bounds__(512) layerNormBackwardKernel(const T* __restri
 #pragma unroll
         for (int i = 0; i < V; i++) {
           const float h = (vx[i] - mean[r]) * scale;
-          v[i] = scale * (vd[i] * weight[k][i] - meanG - h * meanGh);
+          v[i] = fmaf(vd[i] * weight[0][k][i], scale, -fmaf(h, meanGh, meanG));
           dw[k][i] = fmaf(vd[i], h, dw[k][i]);
           db[k][i] += vd[i];
         }
-        if (dx) storeVector(dx + row * n + j, v);
+        if (dx) storeVector(dx + at * n + j, v);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
   float* to = partial + int64_t(blockIdx.x) * (wantWeight + wantBias) * n;
   if (wantWeight) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), to);

@@ -17,6 +17,8 @@ int64_t slices(int64_t rows, int64_t n) {
   return std::max<int64_t>(1, std::min(wanted, ceilDiv(rows, 64)));
 }
 
+uint64_t columnSumsWorkspace(int64_t rows, int64_t n) { return uint64_t(slices(rows, n) * n) * sizeof(float); }
+
 int32_t columnSums(const MMCall* c, const void* x, int32_t dtype, int64_t rows, int64_t n, float* sums, void* workspace) {
   float* partial = static_cast<float*>(workspace);
   const int64_t parts = slices(rows, n);
@@ -29,16 +31,7 @@ int32_t columnSums(const MMCall* c, const void* x, int32_t dtype, int64_t rows, 
   return status ? status : addPartials(c, partial, sums, parts, n);
 }
 
-uint64_t linearBackwardWorkspace(const MMCall* c) {
-  using namespace ops::linear_bwd;
-  const LinearGradients g(c);
-  uint64_t shared = 0;
-  if (g.recompute) shared = std::max(shared, gemmWorkspace(g.z));
-  if (hasOut(c, DX)) shared = std::max(shared, gemmWorkspace(g.dx));
-  if (hasOut(c, DWEIGHT)) shared = std::max(shared, gemmWorkspace(g.dw));
-  if (hasOut(c, DBIAS)) shared = std::max<uint64_t>(shared, uint64_t(slices(g.m, g.n) * g.n) * sizeof(float));
-  return g.dzBytes + shared;
-}
+uint64_t linearBackwardWorkspace(const MMCall* c) { return linearGradientsWorkspace(c, gemmWorkspace, columnSumsWorkspace); }
 
 int32_t linearBackward(const MMCall* c) {
   using namespace ops::linear_bwd;

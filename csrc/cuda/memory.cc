@@ -30,16 +30,6 @@ void* pop(std::map<uint64_t, std::vector<void*>>& free, uint64_t size) {
   return block;
 }
 
-// MMMAMBA_CUDA_CACHE=0: every block is an allocation of its own, of its exact size, and freed at once, so that a sanitizer sees
-// where it ends and what nobody wrote.
-bool caching() {
-  static const bool on = [] {
-    const char* text = std::getenv("MMMAMBA_CUDA_CACHE");
-    return !text || std::strcmp(text, "0") != 0;
-  }();
-  return on;
-}
-
 void* allocate(uint64_t bytes) {
   void* p = nullptr;
   if (cudaMalloc(&p, bytes) == cudaSuccess) return p;
@@ -48,6 +38,14 @@ void* allocate(uint64_t bytes) {
 }
 
 }  // namespace
+
+bool caching() {
+  static const bool on = [] {
+    const char* text = std::getenv("MMMAMBA_CUDA_CACHE");
+    return !text || std::strcmp(text, "0") != 0;
+  }();
+  return on;
+}
 
 std::string bytesText(uint64_t bytes) {
   char text[32];

@@ -48,6 +48,10 @@ class MemoryPool {
 };
 
 // "2.5 GiB"
+// False under MMMAMBA_CUDA_CACHE=0: every block is then an allocation of its own, of its exact size, and freed at once, so that a
+// sanitizer sees where it ends and what nobody wrote.
+bool caching();
+
 std::string bytesText(uint64_t bytes);
 
 }  // namespace mm::cuda

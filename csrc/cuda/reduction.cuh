@@ -43,21 +43,7 @@ struct ReduceLoad {
 #pragma unroll
       for (int k = 0; k < R::K; k++) offset[u][k] = base[k];
     a.reduced.add(term, offset);
-#pragma unroll
-    for (int k = 0; k < R::K; k++) {
-      if (V > 1 && a.still >> k & 1) {
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].loadOne(a.in[k] + offset[u][k]);
-      } else {
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].load(a.in[k] + offset[u][k]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < R::K; k++)
-      if (V > 1 && a.still >> k & 1)
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].spread();
+    loadPlaces(a.in, offset, a.still, x);
   }
   // The terms of place u; element i has index first + i * step.
   __device__ __forceinline__ void terms(const R& r, int u, int64_t first, int step, typename R::Acc (&result)[V]) const {
@@ -73,6 +59,28 @@ struct ReduceLoad {
     }
   }
 };
+
+// f(u, terms) for the terms of the places first, first + stride, ... of a chunk, U of which are under way at once. STEP: from one
+// of the V terms of a place to the next, 0 where they belong to V outputs.
+template <int V, int STEP, int U, class R, class F>
+__device__ __forceinline__ void eachPlace(const ReduceArgs<R>& a, const R& r, const int64_t (&base)[R::K + R::Targets], uint32_t chunk,
+                                          uint32_t first, uint32_t stride, F&& f) {
+  const uint32_t end = (chunk + 1) * a.perChunk, stop = end < a.terms ? end : a.terms;
+  for (uint32_t t = chunk * a.perChunk + first; t < stop; t += U * stride) {
+    uint32_t at[U];
+#pragma unroll
+    for (int u = 0; u < U; u++) at[u] = min(t + u * stride, stop - 1);
+    ReduceLoad<R, V, U> x;
+    x.load(a, base, at);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+      if (t + u * stride >= stop) break;
+      typename R::Acc terms[V];
+      x.terms(r, u, a.firstTerm + int64_t(at[u]) * (STEP ? V : 1), STEP, terms);
+      f(u, terms);
+    }
+  }
+}
 
 // `output` counts elements, at: the offsets of its targets.
 template <class R>
@@ -102,24 +110,11 @@ __global__ void __launch_bounds__(kReduceThreads) reduceInnerKernel(const __grid
   Acc acc[U];
 #pragma unroll
   for (int u = 0; u < U; u++) acc[u] = R::identity();
-  if (output < a.outputs) {
-    const uint32_t end = (chunk + 1) * a.perChunk, stop = end < a.terms ? end : a.terms;
-    for (uint32_t t = chunk * a.perChunk + lane; t < stop; t += U * lanes) {
-      uint32_t at[U];
+  if (output < a.outputs)
+    eachPlace<V, 1, U>(a, r, base, chunk, lane, lanes, [&](int u, const Acc(&terms)[V]) {
 #pragma unroll
-      for (int u = 0; u < U; u++) at[u] = min(t + u * lanes, stop - 1);
-      ReduceLoad<R, V, U> x;
-      x.load(a, base, at);
-#pragma unroll
-      for (int u = 0; u < U; u++) {
-        if (t + u * lanes >= stop) break;
-        Acc terms[V];
-        x.terms(r, u, a.firstTerm + int64_t(at[u]) * V, 1, terms);
-#pragma unroll
-        for (int i = 0; i < V; i++) acc[u] = R::combine(acc[u], terms[i]);
-      }
-    }
-  }
+      for (int i = 0; i < V; i++) acc[u] = R::combine(acc[u], terms[i]);
+    });
 #pragma unroll
   for (int u = 1; u < U; u++) acc[0] = R::combine(acc[0], acc[u]);
   Acc total = groupReduce<R>(acc[0], lanes);
@@ -150,24 +145,11 @@ __global__ void __launch_bounds__(kReduceThreads) reduceKeptKernel(const __grid_
   Acc acc[V];
 #pragma unroll
   for (int i = 0; i < V; i++) acc[i] = R::identity();
-  if (output < a.outputs) {
-    const uint32_t end = (chunk + 1) * a.perChunk, stop = end < a.terms ? end : a.terms;
-    for (uint32_t t = chunk * a.perChunk + y; t < stop; t += U * height) {
-      uint32_t at[U];
+  if (output < a.outputs)
+    eachPlace<V, 0, U>(a, r, base, chunk, y, height, [&](int, const Acc(&terms)[V]) {
 #pragma unroll
-      for (int u = 0; u < U; u++) at[u] = min(t + u * height, stop - 1);
-      ReduceLoad<R, V, U> x;
-      x.load(a, base, at);
-#pragma unroll
-      for (int u = 0; u < U; u++) {
-        if (t + u * height >= stop) break;
-        Acc terms[V];
-        x.terms(r, u, a.firstTerm + at[u], 0, terms);
-#pragma unroll
-        for (int i = 0; i < V; i++) acc[i] = R::combine(acc[i], terms[i]);
-      }
-    }
-  }
+      for (int i = 0; i < V; i++) acc[i] = R::combine(acc[i], terms[i]);
+    });
 #pragma unroll
   for (int i = 0; i < V; i++) shared[i][threadIdx.x] = acc[i];
   for (uint32_t half = height / 2; half > 0; half /= 2) {
@@ -332,35 +314,34 @@ struct Reduction {
 };
 
 // ---- what is reduced
-// out = factor * sum
-template <class T, class O>
-struct SumTerms {
-  static constexpr int K = 1, Targets = 1;
+// What reductions in f32 to one target share: all but the terms, which those that derive from it have; a sum unless they say.
+template <class T, int INPUTS, class O = T>
+struct FloatReduction {
+  static constexpr int K = INPUTS, Targets = 1;
   using In = T;
   using Acc = float;
   O* out;
-  float factor;
 
   void advance(const int64_t (&offset)[1]) { out += offset[0]; }
   __device__ __forceinline__ static float identity() { return 0.f; }
   __device__ __forceinline__ static float combine(float a, float b) { return a + b; }
+  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { out[at[0]] = fromFloat<O>(total); }
+};
+
+// out = factor * sum
+template <class T, class O>
+struct SumTerms : FloatReduction<T, 1, O> {
+  float factor;
   __device__ __forceinline__ float term(const T (&x)[1], int64_t) const { return toFloat(x[0]); }
-  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { out[at[0]] = fromFloat<O>(total * factor); }
+  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { this->out[at[0]] = fromFloat<O>(total * factor); }
 };
 
 // NaN wins.
 template <class T>
-struct MaxTerms {
-  static constexpr int K = 1, Targets = 1;
-  using In = T;
-  using Acc = float;
-  T* out;
-
-  void advance(const int64_t (&offset)[1]) { out += offset[0]; }
+struct MaxTerms : FloatReduction<T, 1> {
   __device__ __forceinline__ static float identity() { return -INFINITY; }
   __device__ __forceinline__ static float combine(float a, float b) { return b > a || b != b ? b : a; }
   __device__ __forceinline__ float term(const T (&x)[1], int64_t) const { return toFloat(x[0]); }
-  __device__ __forceinline__ void finish(const int64_t (&at)[1], float total) const { out[at[0]] = fromFloat<T>(total); }
 };
 
 // maxBackward: the place of the first term that equals the maximum (or is NaN); dX, already zero, gets dY there.

@@ -26,17 +26,17 @@ template <class T, int V>
 int32_t turnVectors(const MMCall* c, const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2], const RopeShape& shape,
                     const float* cos, const float* sin, const int32_t* ids) {
   const RopeOperand<T> q = operand<T>(x[0], y[0]), k = operand<T>(x[1], y[1]);
-  const int64_t groups = ceilDiv(q.heads, kRopeHeads) + ceilDiv(k.heads, kRopeHeads);
-  return launch(c, ropeKernel<T, V>, dim3(unsigned(ceilDiv(shape.tokens * (shape.half / V), 128)), unsigned(groups)), dim3(128), 0, q, k,
-                shape, cos, sin, ids);
+  return launch(c, ropeKernel<T, V, kRopeHeads>, dim3(unsigned(ceilDiv(shape.tokens * shape.groups * (shape.half / V), 128))), dim3(128), 0,
+      q, k, shape, cos, sin, ids);
 }
 
 int32_t turn(const MMCall* c, bool inverse, bool transposed, const MMTensorView* const (&x)[2], const MMTensorView* const (&y)[2],
              const MMTensorView& cos, const MMTensorView& sin, const MMTensorView& ids) {
   if (!x[0] && !x[1]) return MM_OK;
   const MMTensorView& any = *(x[0] ? x[0] : x[1]);
-  const RopeShape shape{any.shape[0] * any.shape[2], int(any.shape[2]), int(any.shape[3] / 2), int(cos.shape[0]), ids.shape[0] == 1,
-                        inverse != transposed ? -1.f : 1.f, transposed};
+  const auto groups = [](const MMTensorView* v) { return v ? int(ceilDiv(v->shape[1], kRopeHeads)) : 0; };
+  const RopeShape shape{any.shape[0] * any.shape[2], int(any.shape[2]), int(any.shape[3] / 2), int(cos.shape[0]), groups(x[0]),
+      groups(x[0]) + groups(x[1]), ids.shape[0] == 1, inverse != transposed ? -1.f : 1.f, transposed};
   return dispatchFloat(any.dtype, [&](auto type) {
     using T = decltype(type);
     bool vectors = aligned(32, cos.data, sin.data);

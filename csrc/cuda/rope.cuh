@@ -1,16 +1,17 @@
 // rope: for every head of a token, y1 = x1 c1 - x2 s1 and y2 = x2 c2 + x1 s2 with the halves x1, x2 of a head and the row
 // (c1, c2), (s1, s2) of the tables at the token's position; its transpose (the gradient) is x1 = y1 c1 + y2 s2, x2 = y2 c2 - y1 s1,
 // the same with s1 and s2 exchanged and negated. q (B, H, L, D) and k (B, Hk, L, D) of any strides but dense channels are turned
-// by one launch. A thread takes the same V channels of both halves of up to 8 heads of one token: a row of the tables is read
-// once for 8 heads, and 16 loads of up to 16 bytes are under way. Positions outside the tables give NaN.
+// by one launch. A thread takes the same V channels of both halves of up to 4 heads of one token, neighbouring threads the other
+// channels, then the other heads, which find the row of the tables in the first-level cache. Its loads do not wait for each other,
+// but for the row, which waits for the position. Positions outside the tables give NaN.
 //
 // ropeTable: frequencies and angles in f32, operation by operation as the reference; powers, cos and sin in double, rounded once.
 #pragma once
-#include "cuda/kernel.cuh"
+#include "cuda/common/rows.cuh"
 
 namespace mm::cuda {
 
-constexpr int kRopeHeads = 8, kRopeRows = 16;
+constexpr int kRopeHeads = 4, kRopeRows = 16;
 
 template <class T>
 struct RopeOperand {
@@ -21,68 +22,82 @@ struct RopeOperand {
 };
 
 struct RopeShape {
-  int64_t tokens;   // B * L
+  int64_t tokens;          // B * L
   int length, half, rows;  // L, D / 2, rows of the tables
-  bool sharedIds;   // positionIds (1, L), else (B, L)
-  float sign;       // of the sines
-  bool exchanged;   // s1 and s2
+  int groupsOfQ, groups;   // of heads: of q, of both
+  bool sharedIds;          // positionIds (1, L), else (B, L)
+  float sign;              // of the sines
+  bool exchanged;          // s1 and s2
 };
 
-template <int V, class T>
-__device__ __forceinline__ void turnHeads(const RopeOperand<T>& o, const RopeShape& shape, int64_t b, int64_t l, int first, int j,
-                                          bool known, const float (&c1)[V], const float (&c2)[V], const float (&s1)[V],
-                                          const float (&s2)[V]) {
-  float x1[kRopeHeads][V], x2[kRopeHeads][V];
-  const T* x = o.x + b * o.xStride[0] + l * o.xStride[2] + j;
-#pragma unroll
-  for (int h = 0; h < kRopeHeads; h++)
-    if (first + h < o.heads) {
-      loadFloats<V>(x + (first + h) * o.xStride[1], x1[h]);
-      loadFloats<V>(x + (first + h) * o.xStride[1] + shape.half, x2[h]);
-    }
-  T* y = o.y + b * o.yStride[0] + l * o.yStride[2] + j;
-#pragma unroll
-  for (int h = 0; h < kRopeHeads; h++)
-    if (first + h < o.heads) {
-      float y1[V], y2[V];
-#pragma unroll
-      for (int i = 0; i < V; i++) {
-        y1[i] = known ? x1[h][i] * c1[i] - x2[h][i] * s1[i] : NAN;
-        y2[i] = known ? x2[h][i] * c2[i] + x1[h][i] * s2[i] : NAN;
-      }
-      storeFloats<V>(y + (first + h) * o.yStride[1], y1);
-      storeFloats<V>(y + (first + h) * o.yStride[1] + shape.half, y2);
-    }
-}
-
-// Threads: channels fastest, then tokens, then groups of 8 heads of q, then of k.
-template <class T, int V>
-__global__ void __launch_bounds__(128) ropeKernel(RopeOperand<T> q, RopeOperand<T> k, RopeShape shape, const float* __restrict__ cos,
-                                                  const float* __restrict__ sin, const int32_t* __restrict__ ids) {
-  const int vectors = shape.half / V, group = int(blockIdx.y), groupsOfQ = (q.heads + kRopeHeads - 1) / kRopeHeads;
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, token = i / vectors;
+// Threads: channels fastest, then groups of H heads of q and of k, then tokens.
+template <class T, int V, int H>
+__global__ void __launch_bounds__(128) ropeKernel(const RopeOperand<T> q, const RopeOperand<T> k, const RopeShape shape,
+    const float* __restrict__ cos, const float* __restrict__ sin, const int32_t* __restrict__ ids) {
+  static_assert(V == 1 || V == kVector<T>, "elements or vectors");
+  const int vectors = shape.half / V;
+  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, unit = quotient(i, vectors), token = quotient(unit, shape.groups);
   if (token >= shape.tokens) return;
-  const int j = int(i - token * vectors) * V;
-  const int64_t b = token / shape.length, l = token - b * shape.length;
+  const int64_t b = quotient(token, shape.length), l = token - b * shape.length;
   const int position = ids[shape.sharedIds ? l : token];
-  const bool known = position >= 0 && position < shape.rows;
-  const int64_t row = known ? int64_t(position) * 2 * shape.half + j : 0;
-  float c1[V] = {}, c2[V] = {}, s1[V] = {}, s2[V] = {};
-  if (known) {
+  const int j = int(i - unit * vectors) * V, group = int(unit - token * shape.groups);
+  const bool isQ = group < shape.groupsOfQ;
+  const int first = (isQ ? group : group - shape.groupsOfQ) * H, heads = min((isQ ? q.heads : k.heads) - first, H);
+  const auto offset = [&](const int64_t(&stride)[3]) { return b * stride[0] + first * stride[1] + l * stride[2] + j; };
+  const T* x = isQ ? q.x + offset(q.xStride) : k.x + offset(k.xStride);
+  T* y = isQ ? q.y + offset(q.yStride) : k.y + offset(k.yStride);
+  const int64_t xNext = isQ ? q.xStride[1] : k.xStride[1], yNext = isQ ? q.yStride[1] : k.yStride[1];
+  std::conditional_t<V == 1, T, Words<T>> halves[H][2] = {};
+#pragma unroll
+  for (int h = 0; h < H; h++)
+    if (h < heads)
+#pragma unroll
+      for (int part = 0; part < 2; part++) {
+        const T* from = x + h * xNext + part * shape.half;
+        if constexpr (V == 1) halves[h][part] = *from;
+        else halves[h][part] = loadWords(from);
+      }
+  float c1[V], c2[V], s1[V], s2[V];
+  if (position >= 0 && position < shape.rows) {
+    const int64_t row = int64_t(position) * 2 * shape.half + j;
     loadFloats<V>(cos + row, c1);
     loadFloats<V>(cos + row + shape.half, c2);
     loadFloats<V>(sin + row + (shape.exchanged ? shape.half : 0), s1);
     loadFloats<V>(sin + row + (shape.exchanged ? 0 : shape.half), s2);
+  } else {
 #pragma unroll
-    for (int e = 0; e < V; e++) s1[e] *= shape.sign, s2[e] *= shape.sign;
+    for (int e = 0; e < V; e++) c1[e] = c2[e] = s1[e] = s2[e] = NAN;
   }
-  if (group < groupsOfQ) turnHeads<V>(q, shape, b, l, group * kRopeHeads, j, known, c1, c2, s1, s2);
-  else turnHeads<V>(k, shape, b, l, (group - groupsOfQ) * kRopeHeads, j, known, c1, c2, s1, s2);
+#pragma unroll
+  for (int e = 0; e < V; e++) s1[e] *= -shape.sign, s2[e] *= shape.sign;
+#pragma unroll
+  for (int h = 0; h < H; h++)
+    if (h < heads) {
+      float x1[V], x2[V], y1[V], y2[V];
+      if constexpr (V == 1) {
+        x1[0] = toFloat(halves[h][0]), x2[0] = toFloat(halves[h][1]);
+      } else {
+        unpack(halves[h][0], x1);
+        unpack(halves[h][1], x2);
+      }
+#pragma unroll
+      for (int e = 0; e < V; e++) {
+        y1[e] = fmaf(x2[e], s1[e], x1[e] * c1[e]);
+        y2[e] = fmaf(x1[e], s2[e], x2[e] * c2[e]);
+      }
+      if constexpr (V == 1) {
+        y[h * yNext] = fromFloat<T>(y1[0]);
+        y[h * yNext + shape.half] = fromFloat<T>(y2[0]);
+      } else {
+        storeVector(y + h * yNext, y1);
+        storeVector(y + h * yNext + shape.half, y2);
+      }
+    }
 }
 
 // A thread fills kRopeRows rows of a column of both halves.
 __global__ void __launch_bounds__(128) ropeTableKernel(float* __restrict__ cos, float* __restrict__ sin, int64_t rows, int half, float base,
-                                                       float factor, bool linear) {
+    float factor, bool linear) {
   const int64_t at = int64_t(blockIdx.x) * blockDim.x + threadIdx.x, first = at / half * kRopeRows;
   const int i = int(at % half), dim = 2 * half;
   if (first >= rows) return;

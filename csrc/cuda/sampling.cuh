@@ -7,6 +7,7 @@
 // a block walks over its row, which stays in the second-level cache, at most a dozen times.
 #pragma once
 #include "cuda/common/rows.cuh"
+#include "ops/sampling.h"
 
 namespace mm::cuda {
 
@@ -72,18 +73,6 @@ __global__ void __launch_bounds__(1024) argmaxKernel(const T* __restrict__ x, in
     for (int offset = 16; offset > 0; offset /= 2) largest = Larger64()(largest, __shfl_xor_sync(0xffffffffu, largest, offset));
   }
   if (team.lane == 0 && row < rows) index[row] = indexOf(largest);
-}
-
-// First word of Philox4x32-10.
-__host__ __device__ inline uint32_t philox(uint64_t seed, uint64_t offset, uint32_t row) {
-  uint32_t c[4] = {uint32_t(offset), uint32_t(offset >> 32), row, 0}, k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; round++) {
-    const uint64_t p = uint64_t(0xD2511F53u) * c[0], q = uint64_t(0xCD9E8D57u) * c[2];
-    const uint32_t a = uint32_t(q >> 32) ^ c[1] ^ k0, b = uint32_t(p >> 32) ^ c[3] ^ k1;
-    c[0] = a, c[1] = uint32_t(q), c[2] = b, c[3] = uint32_t(p);
-    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-  }
-  return c[0];
 }
 
 constexpr int kSampleThreads = 1024, kSampleWarps = kSampleThreads / 32;
@@ -292,7 +281,7 @@ __global__ void __launch_bounds__(kSampleThreads) sampleKernel(const T* __restri
         goal = wanted < 1 ? 1 : wanted < total ? wanted : total;
     kept = sampler.keepUntil(Kept(kept), goal, [&](float x) { return sampler.massOf(x); });
   }
-  const uint64_t u = philox(seed, offset, blockIdx.x) >> 8;  // 24 bits
+  const uint64_t u = ops::sample::philox(seed, offset, blockIdx.x) >> 8;  // 24 bits
   const int32_t drawn = sampler.search(amount, [&](uint64_t total) { return __umul64hi(u << 40, total); });
   if (threadIdx.x == 0) token[blockIdx.x] = drawn;
 }

@@ -90,10 +90,6 @@ struct ScanTile {
   static __device__ __forceinline__ T& element(char* tile, int row, int t) { return *reinterpret_cast<T*>(tile + at(row, t)); }
 };
 
-// cp.async of the first `bytes` of 16; zeros behind them.
-__device__ __forceinline__ void copyAsyncPart(uint32_t shared, const void* global, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
-}
 __device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 __device__ __forceinline__ int scanLeft(int64_t t, int64_t end, int most) { return end - t < most ? int(end - t) : most; }
@@ -159,15 +155,15 @@ __device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, c
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
   const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
   const T* p = static_cast<const T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
-  if (v.access != ScanAccess::steps) return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels,
-      place.valid, left);
-  const int piece = lane % P, there = left - piece * E, bytes = (there <= 0 ? 0 : there < E ? there : E) * int(sizeof(T));
+  // A row that ends within a piece goes element by element: nothing may be read behind the operand.
+  if (v.access != ScanAccess::steps || (left < STEPS && left % E))
+    return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
+  const int piece = lane % P;
 #pragma unroll
   for (int k = 0; k < P; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
-    const bool valid = row < place.valid && bytes > 0;
-    copyAsyncPart(sharedAddress(tile) + swizzled<P>(row, piece), valid ? static_cast<const void*>(p + row * v.channel + piece * E)
-        : v.data, valid ? bytes : 0);
+    const bool valid = row < place.valid && piece * E < left;
+    copyAsync16(sharedAddress(tile) + swizzled<P>(row, piece), valid ? p + row * v.channel + piece * E : p, valid);
   }
 }
 
@@ -209,8 +205,7 @@ __device__ __forceinline__ void loadScanStates(T* tile, const ScanParameter& v, 
   if (shape.wholeRows) {
     for (int i = threadIdx.x; i < shape.count * P; i += blockDim.x) {
       const int n = i / P, piece = i % P, there = left - piece * E;
-      copyAsyncPart(sharedAddress(tile + n * STEPS + piece * E), there > 0 ? static_cast<const void*>(p + n * shape.length + piece * E)
-          : v.data, there > 0 ? E * int(sizeof(T)) : 0);
+      copyAsync16(sharedAddress(tile + n * STEPS + piece * E), there > 0 ? p + n * shape.length + piece * E : p, there > 0);
     }
   } else {
     for (int i = threadIdx.x; i < shape.count * STEPS; i += blockDim.x) {

@@ -231,8 +231,8 @@ Napi::Value fromBytes(const Napi::CallbackInfo& info) {
     char error[512] = "";
     Stream& s = *storage->stream;
     if (!storage->materialize(error, sizeof error)) {
-      storage->poison = error;
-      return s.fail(error);
+      storage->poison = std::string("a new tensor: ") + error;
+      return s.fail(storage->poison);
     }
     const int32_t status = staged ? s.backend()->upload(s.handle(), storage->data, staged->data(), storage->bytes, error, sizeof error)
                                   : s.backend()->zero(s.handle(), storage->data, storage->bytes, error, sizeof error);

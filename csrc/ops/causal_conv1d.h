@@ -11,12 +11,6 @@ struct Attrs {
   int64_t activation;
 };
 #ifdef MM_OP_SCHEMA
-inline void expectParameter(Infer& c, int slot, const char* name) {
-  if (c.has(slot))
-    c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE", "%s is %s; expected f32 or the dtype of x, %s",
-        name,
-              dtypeName(c.dtype(slot)), dtypeName(c.dtype(X)));
-}
 // Checks the operands and returns the number of sequences.
 inline int64_t check(Infer& c) {
   c.expectRank(X, 3);
@@ -25,8 +19,7 @@ inline int64_t check(Infer& c) {
   c.require(width >= 1, "ERR_SHAPE", "weight has shape %s; expected (D, W) with W >= 1", shapeText(c.shape(WEIGHT)).c_str());
   c.expectShape(WEIGHT, {channels, width}, "(D, W)");
   c.expectShape(BIAS, {channels}, "(D)");
-  expectParameter(c, WEIGHT, "weight");
-  expectParameter(c, BIAS, "bias");
+  c.expectParameterDtype(WEIGHT, X), c.expectParameterDtype(BIAS, X);
   int64_t sequences = batch;
   if (c.has(CU_SEQLENS)) {
     c.expectRank(CU_SEQLENS, 1);
@@ -128,11 +121,7 @@ inline void infer(Infer& c) {
       "convState has shape %s; a circular buffer needs a stateLen of at least 1",
             shapeText(c.shape(CONV_STATE)).c_str());
   c.expectSameDtype(CONV_STATE, X);
-  for (int slot : {int(WEIGHT), int(BIAS)})
-    if (c.has(slot))
-      c.require(c.dtype(slot) == MM_F32 || c.dtype(slot) == c.dtype(X), "ERR_DTYPE",
-          "%s is %s; expected f32 or the dtype of x, %s",
-                slot == WEIGHT ? "weight" : "bias", dtypeName(c.dtype(slot)), dtypeName(c.dtype(X)));
+  c.expectParameterDtype(WEIGHT, X), c.expectParameterDtype(BIAS, X);
   c.out(Y, c.dtype(X), c.shape(X));
 }
 MM_REGISTER_OP({

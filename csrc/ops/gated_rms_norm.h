@@ -13,7 +13,7 @@ struct Attrs {
 inline void infer(Infer& c) {
   c.expectRank(X, 1, MM_MAX_DIMS);
   c.expectSameShape(GATE, X), c.expectSameDtype(GATE, X);
-  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(P)");
+  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(P)"), c.expectParameterDtype(WEIGHT, X);
   c.out(Y, c.dtype(X), c.shape(X));
 }
 MM_REGISTER_OP({
@@ -43,7 +43,7 @@ inline void infer(Infer& c) {
   c.expectRank(X, 1, MM_MAX_DIMS);
   c.expectSameShape(GATE, X), c.expectSameDtype(GATE, X);
   c.expectSameShape(DY, X), c.expectSameDtype(DY, X);
-  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(P)");
+  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(P)"), c.expectParameterDtype(WEIGHT, X);
   if (needs & 1) c.out(DX, c.dtype(X), c.shape(X));
   if (needs & 2) c.out(DGATE, c.dtype(X), c.shape(X));
   if (needs & 4) c.out(DWEIGHT, MM_F32, c.shape(WEIGHT));

@@ -12,7 +12,7 @@ struct Attrs {
 inline Shape check(Infer& c) {
   const Shape states = linear_attention::check(c, INITIALSTATE, CUSEQLENS);
   c.expectSameShape(GK, Q);
-  c.expectDtype(GK, (1u << c.dtype(Q)) | kF32);
+  c.expectParameterDtype(GK, Q);
   return states;
 }
 inline void infer(Infer& c) {

@@ -12,6 +12,7 @@ struct Attrs {
 inline void infer(Infer& c) {
   c.expectRank(X, 1, MM_MAX_DIMS);
   c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)"), c.expectShape(BIAS, {c.dim(X, -1)}, "(C)");
+  c.expectParameterDtype(WEIGHT, X), c.expectParameterDtype(BIAS, X);
   if (c.has(WEIGHT) && c.has(BIAS)) c.expectSameDtype(BIAS, WEIGHT);
   c.out(Y, c.dtype(X), c.shape(X));
 }
@@ -41,6 +42,7 @@ inline void infer(Infer& c) {
   const int64_t needs = c.attrs<Attrs>().needs;
   c.expectRank(X, 1, MM_MAX_DIMS);
   c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)"), c.expectShape(BIAS, {c.dim(X, -1)}, "(C)");
+  c.expectParameterDtype(WEIGHT, X), c.expectParameterDtype(BIAS, X);
   c.expectSameShape(DY, X), c.expectSameDtype(DY, X);
   if (needs & 1) c.out(DX, c.dtype(X), c.shape(X));
   if (needs & 2 && c.has(WEIGHT)) c.out(DWEIGHT, MM_F32, {c.dim(X, -1)});

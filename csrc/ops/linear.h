@@ -17,9 +17,7 @@ inline void checkOperands(Infer& c, int bias) {
             shapeText(c.shape(1)).c_str(), static_cast<long long>(c.dim(0, -1)), static_cast<long long>(c.dim(1, 1)));
   c.expectSameDtype(1, 0);
   c.expectShape(bias, {c.dim(1, 0)}, "(N)");
-  if (c.has(bias))
-    c.require(c.dtype(bias) == c.dtype(0) || c.dtype(bias) == MM_F32, "ERR_DTYPE", "bias is %s; expected f32 or x's dtype, %s",
-              dtypeName(c.dtype(bias)), dtypeName(c.dtype(0)));
+  c.expectParameterDtype(bias, 0);
 }
 inline Shape resultShape(const Infer& c) {
   Shape s = c.shape(0);

@@ -22,9 +22,7 @@ inline Shape resultShape(Infer& c) {
 inline void infer(Infer& c) {
   const Shape y = resultShape(c);
   c.expectShape(BIAS, {y[2]}, "(E)");
-  if (c.has(BIAS))
-    c.require(c.dtype(BIAS) == c.dtype(X) || c.dtype(BIAS) == MM_F32, "ERR_DTYPE", "bias is %s; expected f32 or x's dtype, %s",
-              dtypeName(c.dtype(BIAS)), dtypeName(c.dtype(X)));
+  c.expectParameterDtype(BIAS, X);
   c.out(Y, c.dtype(X), y);
 }
 MM_REGISTER_OP({

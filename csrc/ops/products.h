@@ -76,6 +76,21 @@ struct LinearGradients {
   }
 };
 
+// The workspace of linear's gradients, which are computed one after the other behind dZ; gemmBytes(product) and columnBytes(m, n):
+// that of one product, and of the column sums for the bias.
+template <class F, class G>
+uint64_t linearGradientsWorkspace(const MMCall* c, F&& gemmBytes, G&& columnBytes) {
+  using namespace ops::linear_bwd;
+  const LinearGradients g(c);
+  uint64_t most = 0;
+  const auto share = [&](uint64_t bytes) { most = bytes > most ? bytes : most; };
+  if (g.recompute) share(gemmBytes(g.z));
+  if (hasOut(c, DX)) share(gemmBytes(g.dx));
+  if (hasOut(c, DWEIGHT)) share(gemmBytes(g.dw));
+  if (hasOut(c, DBIAS)) share(columnBytes(g.m, g.n));
+  return g.dzBytes + most;
+}
+
 inline GemmMatrix matrix(const MMTensorView& x, bool transposed) {
   GemmMatrix r;
   const int64_t rows = x.shape[x.ndim - 2], cols = x.shape[x.ndim - 1];

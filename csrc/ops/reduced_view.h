@@ -20,4 +20,17 @@ inline MMTensorView expanded(const MMTensorView& x, const MMTensorView& v, int64
   return e;
 }
 
+// The same of a `v` with strides of its own, which keeps the reduced axes where keepDims is set.
+inline MMTensorView expandedStrided(const MMTensorView& x, const MMTensorView& v, int64_t axis, bool keepDims) {
+  MMTensorView e = expanded(x, v, axis);
+  int64_t first, last;
+  ops::reduction::axisRange(axis, x.ndim, &first, &last);
+  for (int i = 0, j = 0; i < x.ndim; i++) {
+    const bool reduced = i >= first && i < last;
+    e.stride[i] = reduced ? 0 : v.stride[j];
+    j += !reduced || keepDims;
+  }
+  return e;
+}
+
 }  // namespace MM_CALL_NAMESPACE

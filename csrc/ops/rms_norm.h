@@ -11,7 +11,7 @@ struct Attrs {
 #ifdef MM_OP_SCHEMA
 inline void infer(Infer& c) {
   c.expectRank(X, 1, MM_MAX_DIMS);
-  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)");
+  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)"), c.expectParameterDtype(WEIGHT, X);
   c.out(Y, c.dtype(X), c.shape(X));
 }
 MM_REGISTER_OP({
@@ -36,8 +36,9 @@ struct Attrs {
 #ifdef MM_OP_SCHEMA
 inline void infer(Infer& c) {
   const int64_t needs = c.attrs<Attrs>().needs;
-  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)");
-  c.expectSameShape(DY, X);
+  c.expectRank(X, 1, MM_MAX_DIMS);
+  c.expectShape(WEIGHT, {c.dim(X, -1)}, "(C)"), c.expectParameterDtype(WEIGHT, X);
+  c.expectSameShape(DY, X), c.expectSameDtype(DY, X);
   if (needs & 1) c.out(DX, c.dtype(X), c.shape(X));
   if (needs & 2) c.out(DWEIGHT, MM_F32, c.shape(WEIGHT));
 }

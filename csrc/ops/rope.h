@@ -67,6 +67,11 @@ inline void infer(Infer& c) {
     c.expectRank(slot, 4);
     rope::checkTable(c, COS, SIN, POSITION_IDS, c.dim(slot, 0), c.dim(slot, 2), c.dim(slot, 3));
   }
+  if (c.has(D_Q_EMBED) && c.has(D_K_EMBED)) {
+    const Shape& q = c.shape(D_Q_EMBED);
+    c.expectShape(D_K_EMBED, {q[0], c.dim(D_K_EMBED, 1), q[2], q[3]}, "(B, Hk, L, D)");
+    c.expectSameDtype(D_K_EMBED, D_Q_EMBED);
+  }
   if (needs & 1 && c.has(D_Q_EMBED)) rope::outRows(c, DQ, D_Q_EMBED);
   if (needs & 2 && c.has(D_K_EMBED)) rope::outRows(c, DK, D_K_EMBED);
 }

@@ -40,6 +40,17 @@ struct Attrs {
   int64_t seed;
   int64_t offset;
 };
+// The first word of the generator; constexpr, so that GPU code may call it too.
+constexpr uint32_t philox(uint64_t seed, uint64_t offset, uint32_t row) {
+  uint32_t c[4] = {uint32_t(offset), uint32_t(offset >> 32), row, 0}, k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; round++) {
+    const uint64_t p = uint64_t(0xD2511F53u) * c[0], q = uint64_t(0xCD9E8D57u) * c[2];
+    const uint32_t a = uint32_t(q >> 32) ^ c[1] ^ k0, b = uint32_t(p >> 32) ^ c[3] ^ k1;
+    c[0] = a, c[1] = uint32_t(q), c[2] = b, c[3] = uint32_t(p);
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  return c[0];
+}
 #ifdef MM_OP_SCHEMA
 inline void infer(Infer& c) {
   const auto& a = c.attrs<Attrs>();

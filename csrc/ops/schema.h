@@ -59,6 +59,8 @@ class Infer {
   void expectSameShape(int slot, int other) const;
   void expectSameDtype(int slot, int other) const;
   void expectDtype(int slot, uint32_t set) const;
+  // f32 or the dtype of `other`: a parameter. Absent operands pass
+  void expectParameterDtype(int slot, int other) const;
   void require(bool ok, const char* code, const char* format, ...) const __attribute__((format(printf, 4, 5)));
   [[noreturn]] void fail(const char* code, const char* format, ...) const __attribute__((format(printf, 3, 4)));
 

@@ -39,6 +39,7 @@ inline void check(Infer& c) {
   c.expectShape(D, {c.dim(U, 1)}, "(D)");
   c.expectShape(DELTA_BIAS, {c.dim(U, 1)}, "(D)");
   c.expectSameDtype(DELTA, U);
+  c.expectParameterDtype(A, U);
   if (c.has(Z)) {
     c.expectSameShape(Z, U);
     c.expectSameDtype(Z, U);

@@ -47,9 +47,7 @@ inline void infer(Infer& c) {
     c.expectSameShape(Z, X);
     c.expectSameDtype(Z, X);
   }
-  c.require(c.dtype(A) == MM_F32 || c.dtype(A) == c.dtype(X), "ERR_DTYPE", "A is %s; expected f32 or the dtype of x, %s",
-      dtypeName(c.dtype(A)),
-            dtypeName(c.dtype(X)));
+  c.expectParameterDtype(A, X);
   c.out(OUT, c.dtype(X), rows);
 }
 MM_REGISTER_OP({

@@ -12,7 +12,7 @@ struct Attrs {
 inline Shape check(Infer& c) {
   const Shape states = linear_attention::check(c, INITIALSTATE, CUSEQLENS);
   c.expectShape(G, {c.dim(Q, 0), c.dim(Q, 1), c.dim(Q, 2)}, "(B, T, H)");
-  c.expectDtype(G, (1u << c.dtype(Q)) | kF32);
+  c.expectParameterDtype(G, Q);
   return states;
 }
 inline void infer(Infer& c) {

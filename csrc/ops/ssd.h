@@ -18,20 +18,19 @@ inline Shape check(Infer& c) {
   c.require(groups > 0 && heads % groups == 0, "ERR_SHAPE", "B has %lld groups, which must divide the %lld heads of x",
             static_cast<long long>(groups), static_cast<long long>(heads));
   c.require(n > 0 && p > 0, "ERR_SHAPE", "x (B, L, H, P) and B (B, L, G, N) must have P > 0 and N > 0");
-  const uint32_t own = (1u << c.dtype(X)) | kF32;
   c.expectShape(DT, {batch, length, heads}, "(B, L, H)");
   c.expectShape(A, {heads}, "(H)");
   c.expectShape(B, {batch, length, groups, n}, "(B, L, G, N)");
   c.expectShape(C, {batch, length, groups, n}, "(B, L, G, N)");
   c.expectSameDtype(B, X);
   c.expectSameDtype(C, X);
-  c.expectDtype(DT, own);
-  c.expectDtype(A, own);
+  c.expectParameterDtype(DT, X);
+  c.expectParameterDtype(A, X);
   if (c.has(D)) {
     c.expectRank(D, 1, 2);
     if (c.rank(D) == 1) c.expectShape(D, {heads}, "(H) or (H, P)");
     else c.expectShape(D, {heads, p}, "(H) or (H, P)");
-    c.expectDtype(D, own);
+    c.expectParameterDtype(D, X);
   }
   if (c.has(Z)) {
     c.expectSameShape(Z, X);
@@ -39,7 +38,7 @@ inline Shape check(Infer& c) {
   }
   if (c.has(DTBIAS)) {
     c.expectShape(DTBIAS, {heads}, "(H)");
-    c.expectDtype(DTBIAS, own);
+    c.expectParameterDtype(DTBIAS, X);
   }
   int64_t sequences = batch;
   if (c.has(CUSEQLENS)) {

@@ -30,8 +30,8 @@ export interface StepContext {
   slots: Tensor;
   /** i32 (B): valid keys, the new one included */
   lengths: Tensor;
-  /** tokens of the longest row, the new one included: keys that a cache must hold, positions that the rotary table is made for */
-  capacity: number;
+  /** tokens that the rotary table is made for */
+  span: number;
   rotary: RotaryTables;
 }
 

@@ -1,7 +1,9 @@
 import { MmError } from '../native/errors.js';
 import { argmax, sample } from '../ops/index.js';
 import { scope, untracked } from '../tensor/scope.js';
+import type { Held } from '../nn/captured.js';
 import type { Tensor } from '../tensor/tensor.js';
+import { Decoder } from './decoder.js';
 import type { Batch } from './inputs.js';
 import type { VisionLanguageModel } from './model.js';
 import type { RecurrentState } from './state.js';
@@ -58,18 +60,21 @@ export async function* generate(model: VisionLanguageModel, prompt: Batch, optio
   alive();
   if (maxTokens === 0) return;
   const ended = new Array<boolean>(prompt.size).fill(false);
+  let decoder: Decoder | undefined;
   let state: RecurrentState | undefined;
-  let logits: Tensor | undefined;
+  let logits: Held<Tensor> | undefined;
   try {
-    ({ logits, state } = untracked(() => scope(() => model.prefill(model.prepare(prompt)))));
+    const prefilled = untracked(() => scope(() => model.prefill(model.prepare(prompt))));
+    state = prefilled.state;
+    logits = { value: prefilled.logits, [Symbol.dispose]: () => prefilled.logits.dispose() };
+    decoder = new Decoder(model, state);
     for (let index = 0; index < maxTokens; index++) {
-      const source: Tensor = logits!;
-      const next: Tensor = untracked(() => pick(source, index));
-      source.dispose();
+      const source = logits!;
+      using next: Tensor = untracked(() => pick(source.value, index));
+      source[Symbol.dispose]();
       const pending = next.data();
       pending.catch(() => undefined); // awaited below, unless the step throws first
-      if (index + 1 < maxTokens) logits = untracked(() => model.step(next, state!));
-      next.dispose();
+      if (index + 1 < maxTokens) logits = await decoder.step(next);
       const tokens = Int32Array.from(await pending, (token, b) => (ended[b] ? -1 : token));
       tokens.forEach((token, b) => (ended[b] ||= stops.has(token)));
       alive();
@@ -78,7 +83,8 @@ export async function* generate(model: VisionLanguageModel, prompt: Batch, optio
       alive();
     }
   } finally {
-    logits?.dispose();
+    logits?.[Symbol.dispose]();
+    decoder?.dispose();
     state?.dispose();
   }
 }

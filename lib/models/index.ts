@@ -3,6 +3,7 @@ export type { BlockType, MixerConfig, ModelConfig, RopeConfig, StackConfig, Visi
 export type { Tap } from './context.js';
 export { batchOf, type Batch, type ModelInputs } from './inputs.js';
 export { VisionLanguageModel, type BlockRunner, type ForwardOptions, type LogitPositions } from './model.js';
+export { Decoder } from './decoder.js';
 export { RecurrentState } from './state.js';
 export { convertLayout, seedStudent, withAttentionLayers, type SeedOptions } from './seed.js';
 export { distillLayers, distillLogits } from './distill.js';

@@ -35,6 +35,16 @@ export interface ForwardOptions {
   checkpoint?: boolean;
 }
 
+/** What a step reads beside the state: plain data. */
+export interface StepInputs {
+  /** i32 (B) */
+  ids: Tensor;
+  /** i32 (4, B): tokens before this one and with it, in the embedding layers and in the language layers */
+  counts: Tensor;
+  /** tokens that the rotary tables are made for; 0 where no layer rotates */
+  spans: { embedding: number; llm: number };
+}
+
 /** Runs one layer inside a custom forward pass. */
 export type BlockRunner = (h: Tensor, block: DecoderBlock, index: number, context: SequenceContext) => Tensor;
 
@@ -220,35 +230,52 @@ export class VisionLanguageModel extends Module {
    * @returns logits (B, V), disposed by the enclosing scope
    */
   step(tokens: ArrayLike<number> | Tensor, state: RecurrentState): Tensor {
+    const logits = noGrad(() => scope(() => this.stepFrom(this.stepInputs(tokens, state), state)));
+    state.consume();
+    return logits;
+  }
+
+  /**
+   * What a step reads beside the state: the tokens and where they go. The caches of the state grow where they are full.
+   * @param tokens as for step(); a tensor is handed through
+   */
+  stepInputs(tokens: ArrayLike<number> | Tensor, state: RecurrentState): StepInputs {
     const { batch, consumed } = state;
     const count = tokens instanceof Tensor ? tokens.size : tokens.length;
     if (count !== batch) throw new MmError('ERR_SHAPE', `step: ${count} tokens for a state of ${batch} rows`);
-    const logits = noGrad(() =>
-      scope(() => {
-        const ids = tokens instanceof Tensor ? tokens : Tensor.from(Int32Array.from(tokens), [batch], { device: this.placement.device });
-        const layers = (h: Tensor, blocks: readonly DecoderBlock[], first: number, context: StepContext): Tensor =>
-          blocks.reduce((x, block, i) => block.step(x, state.layers[first + i]!, context), h);
-        const joined = layers(this.embedding.token(ids), this.embedding.blocks, 0, this.#stepContext('embedding', consumed.embedding));
-        const h = layers(joined, this.language.blocks, this.embedding.blocks.length, this.#stepContext('llm', consumed.llm));
-        return this.language.output.forward(this.language.norm.forward(h));
-      }),
-    );
-    for (const counts of [consumed.embedding, consumed.llm]) counts.forEach((n, b) => (counts[b] = n + 1));
-    return logits;
-  }
-  #stepContext(stack: 'embedding' | 'llm', counts: Int32Array): StepContext {
-    const batch = counts.length;
-    const capacity = Math.max(0, ...counts) + 1;
-    const slots = Tensor.from(counts, [batch], { device: this.placement.device });
+    const { device } = this.placement;
+    const first = this.embedding.blocks.length;
+    const span = (stack: 'embedding' | 'llm', blocks: readonly DecoderBlock[], layers: readonly LayerState[]): number => {
+      const capacity = Math.max(0, ...consumed[stack]) + 1;
+      const attends = blocks.filter((block, i) => block.reserve(layers[i]!, capacity)).length > 0;
+      return attends ? this.#tables[stack].span(capacity) : 0;
+    };
+    const counts = [consumed.embedding, consumed.llm].flatMap((list) => [...list, ...list.map((n) => n + 1)]);
     return {
-      batch,
-      slots,
-      positions: reshape(slots, [batch, 1]),
-      lengths: Tensor.from(counts.map((n) => n + 1), [batch], { device: this.placement.device }),
-      capacity,
-      rotary: this.#tables[stack],
+      ids: tokens instanceof Tensor ? tokens : Tensor.from(Int32Array.from(tokens), [batch], { device }),
+      counts: Tensor.from(Int32Array.from(counts), [4, batch], { device }),
+      spans: {
+        embedding: span('embedding', this.embedding.blocks, state.layers.slice(0, first)),
+        llm: span('llm', this.language.blocks, state.layers.slice(first)),
+      },
     };
   }
+
+  /** The device's part of a step: logits (B, V), and the new state in place of the old. Counts no tokens; see RecurrentState.consume(). */
+  stepFrom({ ids, counts, spans }: StepInputs, state: RecurrentState): Tensor {
+    const { batch } = state;
+    const row = (i: number): Tensor => reshape(slice(counts, 0, i, i + 1), [batch]);
+    const context = (stack: 'embedding' | 'llm', at: number): StepContext => {
+      const slots = row(at);
+      return { batch, slots, positions: reshape(slots, [batch, 1]), lengths: row(at + 1), span: spans[stack], rotary: this.#tables[stack] };
+    };
+    const layers = (h: Tensor, blocks: readonly DecoderBlock[], first: number, c: StepContext): Tensor =>
+      blocks.reduce((x, block, i) => block.step(x, state.layers[first + i]!, c), h);
+    const joined = layers(this.embedding.token(ids), this.embedding.blocks, 0, context('embedding', 0));
+    const h = layers(joined, this.language.blocks, this.embedding.blocks.length, context('llm', 2));
+    return this.language.output.forward(this.language.norm.forward(h));
+  }
+
   override dispose(): void {
     super.dispose();
     this.#tables.embedding.dispose();

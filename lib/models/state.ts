@@ -32,6 +32,11 @@ export class RecurrentState implements Disposable {
     return this.layers.flatMap(tensorsOf).reduce((sum, t) => sum + byteSize(t), 0);
   }
 
+  /** Counts one more token a row. */
+  consume(): void {
+    for (const counts of [this.consumed.embedding, this.consumed.llm]) counts.forEach((n, b) => (counts[b] = n + 1));
+  }
+
   /** An independent copy, to go on from one prompt several times. */
   clone(): RecurrentState {
     const copied = (t: Tensor): Tensor => {

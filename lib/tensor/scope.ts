@@ -78,6 +78,13 @@ export function untracked<T>(fn: () => T): T {
   }
 }
 
+/** The tensors in a tensor, or in arrays, maps and plain objects of them, in order. */
+export function tensorsIn(value: unknown): Tensor[] {
+  const found: Tensor[] = [];
+  visit(value, (t) => found.push(t));
+  return found;
+}
+
 function visit(value: unknown, fn: (t: Tensor) => void): void {
   if (value === null || typeof value !== 'object') return;
   if (isTensor(value)) fn(value);

@@ -1,10 +1,11 @@
+import { Decoder } from '../models/decoder.js';
 import type { VisionLanguageModel } from '../models/model.js';
 import { RecurrentState } from '../models/state.js';
 import { MmError } from '../native/errors.js';
 import { argmax } from '../ops/index.js';
 import { memoryStats } from '../tensor/memory.js';
 import { Random } from '../tensor/random.js';
-import { scope, untracked } from '../tensor/scope.js';
+import { untracked } from '../tensor/scope.js';
 import { sync, Tensor, type TypedArray } from '../tensor/tensor.js';
 
 export interface ContextPoint {
@@ -38,11 +39,12 @@ const timed = 8;
 export async function measureContext(model: VisionLanguageModel, options: ContextOptions): Promise<ContextPoint[]> {
   const { lengths, rounds = 24, seconds = 6, signal, onRound } = options;
   const { device } = model.placement;
-  const next = async (state: RecurrentState, tokens: number): Promise<number> => {
+  const next = async (decoder: Decoder, tokens: number): Promise<number> => {
     if (signal?.aborted) throw new MmError('ERR_ABORTED', 'the measurement of long contexts was stopped');
-    for (const counts of Object.values(state.consumed)) counts.fill(tokens - 1);
+    for (const counts of Object.values(decoder.state.consumed)) counts.fill(tokens - 1);
     const start = performance.now();
-    using token = untracked(() => scope(() => argmax({ x: model.step([1], state) })));
+    using logits = await decoder.step([1]);
+    using token = untracked(() => argmax({ x: logits.value }));
     await token.data();
     return performance.now() - start;
   };
@@ -51,31 +53,36 @@ export async function measureContext(model: VisionLanguageModel, options: Contex
     return memoryStats().devices[device]?.bytes ?? 0;
   };
 
-  const states: RecurrentState[] = [];
+  const decoders: Decoder[] = [];
   const times = lengths.map((): number[] => []);
   const points: ContextPoint[] = [];
   try {
     const values = await randomBits(model, capacityOf(Math.max(...lengths)));
-    for (const tokens of lengths) states.push(filled(model, tokens, values));
+    for (const tokens of lengths) decoders.push(new Decoder(model, filled(model, tokens, values)));
     const end = performance.now() + 1000 * seconds;
     for (let round = 0; round < rounds && (round === 0 || performance.now() < end); round++) {
       for (let turn = 0; turn < lengths.length; turn++) {
         // Each round begins with another length: V8's collector comes every 30 tokens, three turns, and would meet the same ones.
         const i = (round + turn) % lengths.length;
-        for (let n = 0; n < untimed; n++) await next(states[i]!, lengths[i]!);
-        for (let n = 0; n < timed; n++) times[i]!.push(await next(states[i]!, lengths[i]!));
+        for (let n = 0; n < untimed; n++) await next(decoders[i]!, lengths[i]!);
+        for (let n = 0; n < timed; n++) times[i]!.push(await next(decoders[i]!, lengths[i]!));
       }
       onRound?.(round + 1);
     }
     for (const [i, tokens] of lengths.entries()) {
       // What the state's end gives back is what it held: tables that the model keeps do not count.
+      const { state } = decoders[i]!;
+      decoders[i]!.dispose();
       const held = await memory();
-      states[i]!.dispose();
+      state.dispose();
       points.push({ tokens, msPerToken: median(times[i]!), bytes: held - (await memory()) });
     }
     return points;
   } finally {
-    for (const state of states) state.dispose();
+    for (const decoder of decoders) {
+      decoder.dispose();
+      decoder.state.dispose();
+    }
   }
 }
 

@@ -4,6 +4,7 @@ import { MmError } from '../native/errors.js';
 import type { Gradients } from '../nn/gradients.js';
 import type { Parameter } from '../nn/parameter.js';
 import { add, cast, scale } from '../ops/index.js';
+import { Captured } from '../nn/captured.js';
 import { scope } from '../tensor/scope.js';
 import type { Tensor } from '../tensor/tensor.js';
 import type { Optimisation } from './config.js';
@@ -25,9 +26,11 @@ export interface Best {
 }
 
 /** What is minimised. */
-export interface Objective {
-  /** The mean loss of some rows of a batch, f32 (), and the gradients of what is trained; runs inside a scope. */
-  gradients(rows: Batch): { loss: Tensor; gradients: Gradients };
+export interface Objective<Inputs = unknown> {
+  /** Some rows of a batch on the device, as plain data: all that `gradients` reads and that changes from batch to batch. */
+  inputs(rows: Batch): Inputs;
+  /** Their mean loss, f32 (), and the gradients of what is trained; runs inside a scope and may be recorded as a graph. */
+  gradients(inputs: Inputs): { loss: Tensor; gradients: Gradients };
   /** How much some rows' mean loss counts against that of other rows of the batch: the number of what it is the mean of. */
   weight(rows: Batch): number;
 }
@@ -75,6 +78,7 @@ export async function train(options: LoopOptions): Promise<Best | null> {
   const { steps } = optimisation;
   const schedule = wsdOfRun(steps, optimisation);
   const queue: Queued[] = [];
+  using gradients: Pass = new Captured(deviceOf(options), (inputs) => options.objective.gradients(inputs));
   let best = options.best ?? null;
   let since = performance.now();
 
@@ -110,7 +114,7 @@ export async function train(options: LoopOptions): Promise<Best | null> {
       const { step, batch } = await source.next();
       if (step !== done) throw new MmError('ERR_ARGUMENT', `the data source gave the batch of update ${step}; that of update ${done} is due`);
       const lr = optimisation.lr * schedule(done);
-      const { read } = await update(options, batch, lr);
+      const { read } = await update(options, gradients, batch, lr);
       done++;
       queue.push({ step: done, lr, tokens: batch.attentionMask.reduce((sum, bit) => sum + bit, 0), read });
       if (queue.length >= inFlight) await settle();
@@ -138,44 +142,55 @@ export async function train(options: LoopOptions): Promise<Best | null> {
   }
 }
 
+type Pass = Captured<unknown, { loss: Tensor; gradients: Gradients }>;
+
+function deviceOf({ parameters }: LoopOptions): string {
+  return parameters[0]?.value.device ?? 'cpu';
+}
+
 /** Queues one update; what is returned says how its loss will be read. */
-async function update(options: LoopOptions, batch: Batch, lr: number): Promise<{ read: Queued['read'] }> {
+async function update(options: LoopOptions, pass: Pass, batch: Batch, lr: number): Promise<{ read: Queued['read'] }> {
   const { optimisation, optimizer, parameters, objective } = options;
   const parts = split(batch, optimisation.accumulate).map((rows) => ({ rows, weight: objective.weight(rows) }));
   const total = parts.reduce((sum, { weight }) => sum + weight, 0);
+  const apply = (gradients: Gradients): Promise<number> => {
+    const norm = optimizer.step(
+      parameters.map((p) => gradients.get(p) ?? null),
+      lr,
+    );
+    const read = later(norm);
+    norm.dispose();
+    return read;
+  };
   const sums: Gradients = new Map();
-  const losses: { loss: Tensor; share: number }[] = [];
+  const losses: { loss: Promise<number>; share: number }[] = [];
+  let gradNorm: Promise<number> | undefined;
   for (const { rows, weight } of parts) {
     const share = total > 0 ? weight / total : 0;
-    const { loss, gradients } = scope(() => objective.gradients(rows));
-    losses.push({ loss, share });
-    for (const [parameter, gradient] of gradients)
-      sums.set(parameter, parts.length === 1 ? gradient : accumulated(sums.get(parameter), gradient, share));
+    using result = await pass.run(() => objective.inputs(rows));
+    const { loss, gradients } = result.value;
+    losses.push({ loss: later(loss), share });
+    if (parts.length === 1) gradNorm = apply(gradients);
+    else for (const [parameter, gradient] of gradients) sums.set(parameter, accumulated(sums.get(parameter), gradient, share));
     // Timers, signals and other requests get their turn between two parts.
     await breathe();
   }
-  const norm = optimizer.step(
-    parameters.map((p) => sums.get(p) ?? null),
-    lr,
-  );
+  gradNorm ??= apply(sums);
   for (const gradient of sums.values()) gradient.dispose();
-  const read = readBack(losses, norm);
+  const all = Promise.all([gradNorm, ...losses.map(async ({ loss, share }) => share * (await loss))]);
+  const read = all.then(([norm, ...terms]) => ({ loss: terms.reduce((sum, term) => sum + term, 0), gradNorm: norm }));
   read.catch(() => undefined); // until the loop waits for it
   return { read };
 }
 
-async function readBack(losses: readonly { loss: Tensor; share: number }[], norm: Tensor): Promise<{ loss: number; gradNorm: number }> {
-  try {
-    // All reads are queued now, before the next update's work.
-    const [gradNorm, ...values] = await Promise.all([norm.item(), ...losses.map(({ loss }) => loss.item())]);
-    return { loss: losses.reduce((sum, { share }, i) => sum + share * values[i]!, 0), gradNorm };
-  } finally {
-    for (const { loss } of losses) loss.dispose();
-    norm.dispose();
-  }
+/** Queues the reading of a scalar, before what is queued next can write it. */
+function later(scalar: Tensor): Promise<number> {
+  const read = scalar.item();
+  read.catch(() => undefined); // awaited with the others
+  return read;
 }
 
-/** `sum + share * gradient`, f32; takes over both. */
+/** `sum + share * gradient`, f32; takes over the sum. */
 function accumulated(sum: Tensor | undefined, gradient: Tensor, share: number): Tensor {
   const next = noGrad(() =>
     scope(() => {
@@ -185,7 +200,6 @@ function accumulated(sum: Tensor | undefined, gradient: Tensor, share: number): 
     }),
   );
   sum?.dispose();
-  gradient.dispose();
   return next;
 }
 

@@ -2,6 +2,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { parseModelConfig, type ModelConfig } from '../models/config.js';
 import { loadModel, placementOf } from '../models/load.js';
+import type { ModelInputs } from '../models/inputs.js';
 import { VisionLanguageModel } from '../models/model.js';
 import { withGradients } from '../nn/gradients.js';
 import { crossEntropy } from '../ops/index.js';
@@ -14,7 +15,7 @@ import { evaluate, type Scores } from './evaluate.js';
 import { train, type Objective } from './loop.js';
 import { MetricsFile } from './metrics.js';
 import { AdamW } from './optimizer.js';
-import { answerTargets } from './positions.js';
+import { answerTargets, padded } from './positions.js';
 import { dataSeed, type RunOptions } from './run.js';
 import { loadEmojiTask, type EmojiTask, type TaskOptions } from './task.js';
 
@@ -71,18 +72,33 @@ export function teacherConfig(model: TeacherModelConfig, task: Pick<EmojiTask, '
   });
 }
 
+export interface AnswerInputs {
+  inputs: ModelInputs;
+  /** i32 (M) flat positions that predict an answer's token, and (M) the tokens, -100 where none counts */
+  positions: Tensor;
+  labels: Tensor;
+}
+
 /** Cross entropy of the answers; logits are computed at the positions that predict one. */
-export function answerObjective(model: VisionLanguageModel, { labelSmoothing }: { labelSmoothing: number }): Objective {
+export function answerObjective(model: VisionLanguageModel, { labelSmoothing }: { labelSmoothing: number }): Objective<AnswerInputs> {
   const { device } = model.placement;
-  const ints = (data: Int32Array): Tensor => Tensor.from(data, [data.length], { device });
   return {
-    gradients: (rows) => {
+    inputs: (rows) => {
       const { size, length, inputIds, pixelValues, imageFlags } = rows;
       const { positions, targets } = answerTargets(rows);
-      const inputs = model.prepare({ size, length, inputIds, pixelValues, imageFlags });
-      const [at, labels] = [ints(positions), ints(targets)];
+      const ints = (data: Int32Array, fill: number): Tensor => {
+        const all = padded(data, size, fill);
+        return Tensor.from(all, [all.length], { device });
+      };
+      return {
+        inputs: model.prepare({ size, length, inputIds, pixelValues, imageFlags }),
+        positions: ints(positions, 0),
+        labels: ints(targets, -100),
+      };
+    },
+    gradients: ({ inputs, positions, labels }) => {
       const { loss, gradients } = withGradients(model.parameters(), () => {
-        const logits = model.forward(inputs, { logits: at });
+        const logits = model.forward(inputs, { logits: positions });
         return { loss: crossEntropy({ logits, labels }, { labelSmoothing }).loss };
       });
       return { loss, gradients };

@@ -2,9 +2,10 @@ import test, { type ExecutionContext } from 'ava';
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { backends, type BackendInfo } from '../../lib/index.js';
 import { bindingPath, packageRoot } from '../../lib/native/loader.js';
+import { opSchemas } from '../../lib/tensor/run.js';
 import { runScript } from './support.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'mmmamba-loader-'));
@@ -72,9 +73,9 @@ test('a CUDA library that is missing, corrupt or not one of ours is a reason, no
 });
 
 /** The reason that backends() gives for a library. Using the device must throw the same, and the CPU must go on. */
-async function refused(t: ExecutionContext, path: string): Promise<string> {
+async function refused(t: ExecutionContext, path: string, env: Record<string, string> = {}): Promise<string> {
   const ended = await attempt(
-    { MMMAMBA_CUDA_PATH: path },
+    { ...env, MMMAMBA_CUDA_PATH: path },
     `await (async () => {
        const { available, reason, devices } = mm.backends().find((b) => b.name === 'cuda');
        const thrown = (() => { try { mm.Tensor.zeros([1], { device: 'cuda' }); } catch (e) { return [e.name, e.code, e.message]; } })();
@@ -89,16 +90,18 @@ async function refused(t: ExecutionContext, path: string): Promise<string> {
   return reason;
 }
 
-test('a CUDA library that was cut off is a reason, wherever it ends', async (t) => {
-  const whole = readFileSync(bindingPath());
-  const path = join(folder, 'cut.so');
+async function refusedWhereverItEnds(t: ExecutionContext, library: string): Promise<void> {
+  const whole = readFileSync(library);
+  const path = join(folder, `cut-${basename(library)}`);
   for (const bytes of [0, 10, 64, 4096, whole.length >> 1, whole.length - 1]) {
     writeFileSync(path, whole.subarray(0, bytes));
     const expected = bytes < 64 ? 'file too short' : `the file is truncated: ${bytes} of ${whole.length} bytes`;
     const reason = await refused(t, path);
     t.true(reason.includes(`${path}: ${expected}`), reason);
   }
-});
+}
+
+test('a CUDA library that was cut off is a reason, wherever it ends', (t) => refusedWhereverItEnds(t, bindingPath()));
 
 /** A shared library of one C++ source. */
 function compiled(name: string, source: string): string {
@@ -109,7 +112,8 @@ function compiled(name: string, source: string): string {
 }
 
 const entry = (body: string): string =>
-  `#include <cstdio>
+  `#include <dlfcn.h>
+   #include <cstdio>
    #include "abi/backend.h"
    extern "C" __attribute__((visibility("default"))) const MMBackend* mm_backend_entry(uint32_t version) {
      static MMBackend b{};
@@ -140,11 +144,36 @@ test('an index beyond the devices is refused with their number', async (t) => {
   t.deepEqual([e.code, e.message], ['ERR_DEVICE', "device 'cuda:3' does not exist: there are 3 cuda devices"]);
 });
 
+// The library itself, which a machine without a GPU can build and load.
 const built = join(packageRoot, 'build-cuda', 'libmmmamba_cuda.so');
-const withoutDriver = existsSync(built) && !existsSync('/proc/driver/nvidia/version') ? test : test.skip;
-withoutDriver('the CUDA library loads on a machine without a GPU and says what is missing', async (t) => {
+const builtEntry = `reinterpret_cast<MMBackendEntry>(dlsym(dlopen("${built}", RTLD_NOW | RTLD_LOCAL), "mm_backend_entry"))`;
+const withBuilt = (title: string, body: (t: ExecutionContext) => Promise<void>): void =>
+  existsSync(built) ? test(`the built CUDA library ${title}`, body) : test.skip(`the built CUDA library ${title} (npm run build:cuda builds it)`, body);
+
+withBuilt('loads without a GPU and says what is missing', async (t) => {
   t.is((await cuda(built)).library, built);
-  t.regex(await refused(t, built), /no NVIDIA driver: .*install the driver/);
+  t.regex(await refused(t, built, { CUDA_VISIBLE_DEVICES: '' }), /no NVIDIA driver: .*install the driver|the driver sees no GPU/);
+});
+
+withBuilt('is a reason where it was cut off', (t) => refusedWhereverItEnds(t, built));
+
+withBuilt('takes no ABI version but its own', async (t) => {
+  const before = compiled('before', entry(`return ${builtEntry}(version - 1);`));
+  t.regex(await refused(t, before), /before\.so: built for another version of mmmamba/);
+  const after = compiled('after', entry(`return ${builtEntry}(version + 1);`));
+  t.regex(await refused(t, after), /after\.so: built for another version of mmmamba/);
+});
+
+withBuilt('has a kernel for every operator', async (t) => {
+  // a backend whose devices are the kernels
+  const lister = compiled(
+    'lister',
+    entry(`static const MMBackend& real = *${builtEntry}(version);
+           b.device_count = [](char*, uint64_t) { return int32_t(real.kernel_count); };
+           b.device_info = [](int32_t i, char* json, uint64_t size) { std::snprintf(json, size, R"({"op":"%s"})", real.kernels[i].op); };`),
+  );
+  const listed = new Set((await cuda(lister)).devices.map((d) => d['op']));
+  t.deepEqual(opSchemas().map((s) => s.name).filter((name) => !listed.has(name)), []);
 });
 
 test('backends() describes the CPU', (t) => {

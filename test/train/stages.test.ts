@@ -94,7 +94,8 @@ counted('frozen tensors take no gradient, no optimizer and no master memory', as
     t.true(copies <= 6 * size + 4096 * parameters.length, `${copies} bytes of masters for ${size} trained numbers`);
     const optimizer = new AdamW(parameters, {});
     t.true(bytes() - before - copies <= 8 * size + 128 * 2 * parameters.length);
-    const { loss, gradients } = scope(() => layerObjective(teacher, student, { factor: 1000 }).gradients(batch));
+    const objective = layerObjective(teacher, student, { factor: 1000 });
+    const { loss, gradients } = scope(() => objective.gradients(objective.inputs(batch)));
     t.deepEqual(new Set(gradients.keys()), new Set(parameters));
     await sync();
     t.is(

@@ -12,11 +12,6 @@
 
 namespace mm::cuda {
 
-inline int64_t rowCount(const MMTensorView& v) {
-  const int64_t n = lastDim(v);
-  return n ? numel(v) / n : 0;
-}
-
 // ---- where rows begin
 
 // The axes before the last one of K operands of one shape.
@@ -51,20 +46,61 @@ __host__ __device__ __forceinline__ void rowOffsets(const Nest<K>& nest, int dim
 
 // ---- teams
 
-// `lanes` threads: 1, 2, 4, ..., 32, or the block's number of threads.
+// `lanes` threads of a block, side by side: a power of two up to 32, or whole warps.
 struct Team {
   int lanes, lane, index, count;  // lane in the team, team in the block, teams of the block
 
   __device__ __forceinline__ explicit Team(int n) : lanes(n), lane(threadIdx.x), index(0), count(1) {
-    if (n > 32) return;
-    lane = threadIdx.x & (n - 1);
+    if (n == int(blockDim.x)) return;
     index = threadIdx.x / unsigned(n);
+    lane = threadIdx.x - index * n;
     count = blockDim.x / unsigned(n);
   }
   __device__ __forceinline__ int64_t all() const { return int64_t(gridDim.x) * count; }
+  // The threads of the team wait for each other; teams of whole warps.
+  __device__ __forceinline__ void sync() const { asm volatile("bar.sync %0, %1;" ::"r"(index + 1), "r"(lanes) : "memory"); }
 };
 
-// Every lane of a team gets the reductions of N values. Called by all threads of the block together. `scratch`: 32 N floats.
+// Sums over teams, N at once, for every lane: of teams of whole WARPS, or of parts of a warp. Teams need not call together, and
+// calls take two areas of shared memory in turn, so that each has one barrier.
+template <int N, bool WARPS>
+struct TeamSums {
+  static constexpr int kFloats = WARPS ? 2 * 32 * N : 1;  // of `scratch`
+  float* scratch;
+  int spread = 1;  // power of two, at least the warps of a team
+  int turn = 0;
+
+  __device__ __forceinline__ TeamSums(float* memory, const Team& team) : scratch(memory) {
+    while (spread * 32 < team.lanes) spread *= 2;
+  }
+  template <int M>
+  __device__ __forceinline__ void operator()(float (&v)[M], const Team& team) {
+    static_assert(M <= N, "an area");
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2)
+      if (WARPS || offset < team.lanes)
+#pragma unroll
+        for (int i = 0; i < M; i++) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
+    if (!WARPS || team.lanes == 32) return;
+    float* area = scratch + turn * 32 * N;
+    turn ^= 1;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = team.lanes / 32, other = lane & (spread - 1);
+    if (lane == 0)
+#pragma unroll
+      for (int i = 0; i < M; i++) area[i * 32 + warp] = v[i];
+    team.sync();
+#pragma unroll
+    for (int i = 0; i < M; i++) v[i] = other < warps ? area[i * 32 + team.index * warps + other] : 0.f;
+#pragma unroll
+    for (int offset = 8; offset > 0; offset /= 2)
+      if (offset < spread)
+#pragma unroll
+        for (int i = 0; i < M; i++) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
+  }
+};
+
+// Every lane of a team gets the reductions of N values. Called by all threads of the block together, whose teams are parts of a
+// warp or the whole block. `scratch`: 32 N floats.
 template <class Op = Add, int N>
 __device__ __forceinline__ void teamReduce(float (&v)[N], int lanes, float* scratch, Op op = {}) {
   for (int offset = (lanes < 32 ? lanes : 32) / 2; offset > 0; offset /= 2)
@@ -235,20 +271,16 @@ __device__ __forceinline__ void storeColumnSums(const float (&v)[K][V], int n, c
   __syncthreads();
 }
 
-// How rows of n columns, in vectors of v, are cut: `perLane` vectors a lane.
+// How rows of n columns, in vectors of v, are cut: `perLane` vectors a lane; blocks of about `size` threads.
 struct TeamPlan {
   int lanes, threads, teams;  // of a block
 
-  TeamPlan(int64_t n, int v, int perLane) {
+  TeamPlan(int64_t n, int v, int perLane, int size) {
     const int64_t needed = ceilDiv(ceilDiv(n, v), perLane);
-    if (needed > 32) {
-      lanes = threads = int(ceilDiv(needed, 32) * 32);
-      teams = 1;
-    } else {
-      for (lanes = 1; lanes < needed;) lanes *= 2;
-      threads = 256;
-      teams = threads / lanes;
-    }
+    for (lanes = 1; lanes < needed && lanes < 32;) lanes *= 2;
+    if (needed > 32) lanes = int(ceilDiv(needed, 32) * 32);
+    teams = size > lanes ? size / lanes : 1;
+    threads = teams * lanes;
   }
   // Blocks for a kernel whose teams take several rows at once: less of them where there are enough rows for all.
   int64_t blocks(int64_t rows, int rowsAtOnce, int multiprocessors) const {
@@ -262,33 +294,6 @@ struct TeamPlan {
     return apiece < resident ? apiece : resident;
   }
 };
-
-// Teams that walk over rows element by element: any number of columns, any address. All 256 threads share longer rows.
-inline int looseLanes(int64_t n) {
-  for (int lanes = 1; lanes <= 32; lanes *= 2)
-    if (n <= lanes * 8) return lanes;
-  return n <= 1024 ? 32 : 256;
-}
-// Blocks of such teams. Where each team writes a partial row of `columns` (0: it does not), all of them together have at most
-// 64 MB, or one row for each team of one block.
-inline int64_t looseBlocks(int64_t rows, int64_t n, int64_t columns, int multiprocessors) {
-  const int64_t teams = 256 / looseLanes(n), blocks = ceilDiv(rows, teams);
-  if (!columns) return blocks;
-  int64_t most = int64_t(multiprocessors) * 4;
-  if (most * teams * columns > (int64_t(1) << 24)) most = (int64_t(1) << 24) / (teams * columns);
-  if (most < 1) most = 1;
-  return blocks < most ? blocks : most;
-}
-
-// How many blocks of this kernel the device holds at once.
-template <class... P>
-int64_t residentBlocks(const MMCall* c, void (*kernel)(P...), int threads, size_t shared) {
-  const Stream& s = *static_cast<const Stream*>(c->stream);
-  use(s);
-  int blocks = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
-  return int64_t(s.device->multiprocessors) * (status == cudaSuccess && blocks > 0 ? blocks : 1);
-}
 
 // ---- rows of any address, such as logits of an odd vocabulary
 

@@ -193,8 +193,27 @@ struct RawVector {
   __device__ __forceinline__ void unpack(T (&x)[V]) const { memcpy(x, w, kBytes); }
 };
 
-// `units` vectors of V elements, then `tail` single elements (only of one long axis). Bit k of `still`: input k does not move
-// along the innermost axis.
+// Vectors of K inputs at U places, all under way at once. Bit k of `still`: input k does not move along the innermost axis.
+template <int V, int U, int K, class T, int N>
+__device__ __forceinline__ void loadPlaces(const T* const (&in)[K], const int64_t (&offset)[U][N], uint32_t still, RawVector<T, V> (&x)[U][K]) {
+#pragma unroll
+  for (int k = 0; k < K; k++) {
+    if (V > 1 && still >> k & 1) {
+#pragma unroll
+      for (int u = 0; u < U; u++) x[u][k].loadOne(in[k] + offset[u][k]);
+    } else {
+#pragma unroll
+      for (int u = 0; u < U; u++) x[u][k].load(in[k] + offset[u][k]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < K; k++)
+    if (V > 1 && still >> k & 1)
+#pragma unroll
+      for (int u = 0; u < U; u++) x[u][k].spread();
+}
+
+// `units` vectors of V elements, then `tail` single elements (only of one long axis).
 template <class F, int V>
 __global__ void __launch_bounds__(kMapThreads) mapKernel(const __grid_constant__ Layout<F::K + 1> layout, const MapPointers<F> p,
                                                          uint32_t units, uint32_t tail, uint32_t still, const F f) {
@@ -209,21 +228,7 @@ __global__ void __launch_bounds__(kMapThreads) mapKernel(const __grid_constant__
     int64_t offset[U][K + 1];
     layout.at(index, offset);
     RawVector<In, V> x[U][K];
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      if (V > 1 && still >> k & 1) {
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].loadOne(p.in[k] + offset[u][k]);
-      } else {
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].load(p.in[k] + offset[u][k]);
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < K; k++)
-      if (V > 1 && still >> k & 1)
-#pragma unroll
-        for (int u = 0; u < U; u++) x[u][k].spread();
+    loadPlaces(p.in, offset, still, x);
 #pragma unroll
     for (int u = 0; u < U; u++) {
       if (first + u * kMapThreads >= units) break;

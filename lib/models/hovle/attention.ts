@@ -77,18 +77,19 @@ export class Attention extends Module {
     return { type: 'mha', key: make(), value: make() };
   }
 
-  /** One token a row. @param x (B, C) @returns (B, H, D) */
+  /** One token a row, for which reserve() made room. @param x (B, C) @returns (B, H, D) */
   step(x: Tensor, state: AttentionState, context: StepContext): Tensor {
-    const { batch, rotary, positions, slots, lengths, capacity } = context;
+    const { batch, rotary, positions, slots, lengths, span } = context;
     const { heads, headDim } = this.config;
-    if (state.key.dim(1) < capacity) this.#grow(state, capacity);
-    const { q, k, v } = this.#project(x, batch, 1, rotary.table(capacity), positions);
+    const { q, k, v } = this.#project(x, batch, 1, rotary.table(span), positions);
     kvCacheAppend({ cache: state.key, x: k, positions: slots });
     kvCacheAppend({ cache: state.value, x: v, positions: slots });
     return reshape(attentionKvCache({ q, kCache: state.key, vCache: state.value, lengths }, { causal: true }), [batch, heads, headDim]);
   }
 
-  #grow(state: AttentionState, capacity: number): void {
+  /** Makes room for `capacity` tokens a row in a cache. */
+  reserve(state: AttentionState, capacity: number): void {
+    if (state.key.dim(1) >= capacity) return;
     const larger = this.state(state.key.dim(0), capacity);
     for (const part of ['key', 'value'] as const) {
       scope(() => copyInto({ dst: slice(larger[part], 1, 0, state[part].dim(1)), src: state[part] }));

@@ -90,7 +90,14 @@ export class DecoderBlock extends Module {
     return this.mixer.type === 'mha' ? this.mixer.state(batch, 1) : this.mixer.state(batch);
   }
 
-  /** One token a row; updates the state in place. @param h (B, C) @returns (B, C) */
+  /** Makes room for `capacity` tokens a row. @returns whether the layer needs it, which attention alone does */
+  reserve(state: LayerState, capacity: number): boolean {
+    if (this.mixer.type !== 'mha') return false;
+    this.mixer.reserve(state as AttentionState, capacity);
+    return true;
+  }
+
+  /** One token a row, for which reserve() made room; updates the state in place. @param h (B, C) @returns (B, C) */
   step(h: Tensor, state: LayerState, context: StepContext): Tensor {
     return scope(() => {
       const x = this.mixerNorm.forward(h);

@@ -10,7 +10,8 @@ export interface Rotary {
   sin: Tensor;
 }
 
-const smallest = 64;
+/** A power of two of at least `length`. */
+const roomy = (length: number): number => Math.max(64, 2 ** Math.ceil(Math.log2(length)));
 
 /**
  * Tables of rotary embedding. Under dynamic NTK scaling a sequence longer than `maxPosition` has its own base frequency,
@@ -26,6 +27,14 @@ export class RotaryTables implements Disposable {
     readonly device: string,
   ) {}
 
+  /** A length whose table serves a sequence of `length` tokens, and that seldom changes as the sequence grows. */
+  span(length: number): number {
+    const { scaling, maxPosition } = this.config;
+    const rounded = roomy(length);
+    if (scaling !== 'dynamic' || rounded <= maxPosition) return rounded;
+    return Math.max(length, maxPosition);
+  }
+
   /** The table for a sequence of `length` tokens: at least that many rows. Owned by this object, valid until the next call. */
   table(length: number): Rotary {
     if (this.config.scaling === 'dynamic' && length > this.config.maxPosition) {
@@ -37,7 +46,7 @@ export class RotaryTables implements Disposable {
     }
     if (!this.#plain || this.#plain.cos.dim(0) < length) {
       drop(this.#plain);
-      this.#plain = this.#make(Math.max(smallest, 2 ** Math.ceil(Math.log2(length))), 0);
+      this.#plain = this.#make(roomy(length), 0);
     }
     return this.#plain;
   }

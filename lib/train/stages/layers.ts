@@ -1,4 +1,5 @@
 import { distillLayers } from '../../models/distill.js';
+import type { ModelInputs } from '../../models/inputs.js';
 import type { VisionLanguageModel } from '../../models/model.js';
 import type { Objective } from '../loop.js';
 
@@ -7,10 +8,11 @@ import type { Objective } from '../loop.js';
  * teacher's hidden state. The two differ in what is trainable only.
  * @param factor of the mean squared error
  */
-export function layerObjective(teacher: VisionLanguageModel, student: VisionLanguageModel, { factor }: { factor: number }): Objective {
+export function layerObjective(teacher: VisionLanguageModel, student: VisionLanguageModel, { factor }: { factor: number }): Objective<ModelInputs> {
   return {
-    gradients: ({ size, length, inputIds, pixelValues, imageFlags }) => {
-      const { loss, gradients } = distillLayers(teacher, student, teacher.prepare({ size, length, inputIds, pixelValues, imageFlags }), { factor });
+    inputs: ({ size, length, inputIds, pixelValues, imageFlags }) => teacher.prepare({ size, length, inputIds, pixelValues, imageFlags }),
+    gradients: (inputs) => {
+      const { loss, gradients } = distillLayers(teacher, student, inputs, { factor });
       return { loss, gradients };
     },
     weight: ({ size }) => size,

@@ -17,7 +17,7 @@ export interface LoaderOptions {
 
 /** Threads for a model on `device`: one beside a CPU that computes, several for a GPU, which is faster than one of them. */
 export function loaderWorkers(device: string): number {
-  return device === 'cpu' ? 1 : Math.max(1, Math.min(4, availableParallelism() - 2));
+  return device === 'cpu' ? 1 : Math.max(1, Math.min(8, availableParallelism() - 2));
 }
 
 interface Lane {

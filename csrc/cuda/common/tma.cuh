@@ -1,0 +1,88 @@
+// Bulk tensor copies from global to shared memory (sm_90) and the barriers in shared memory that they complete on.
+//
+// A barrier counts arrivals and announced bytes of a phase; phases alternate in parity, and waiting for parity x passes once the
+// phase of that parity is over. The first phase has parity 0.
+#pragma once
+#include <cuda.h>
+
+#include "cuda/common/mma.cuh"
+#include "cuda/kernel.cuh"
+
+namespace mm::cuda {
+
+__device__ __forceinline__ void initBarrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Behind the initialisations, before the block's barrier.
+__device__ __forceinline__ void fenceBarriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void arriveExpecting(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Arrives once the thread's copyAsync's so far are done.
+__device__ __forceinline__ void arriveBehindCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void waitBarrier(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nmm_wait:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra mm_done;\nbra mm_wait;\n"
+      "mm_done:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// One box of a map: 64 channels from `channel` on of rows from `row` on, of one head and batch entry, into a slab. Rows and
+// channels outside the tensor become zeros.
+__device__ __forceinline__ void copyBox(uint32_t slab, const CUtensorMap& map, uint32_t barrier, int channel, int row, int head,
+                                        int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(slab),
+      "l"(&map), "r"(barrier), "r"(channel), "r"(row), "r"(head), "r"(batch)
+      : "memory");
+}
+// All slabs of a tile.
+template <class Tile>
+__device__ __forceinline__ void copyTile(uint32_t tile, const CUtensorMap& map, uint32_t barrier, int row, int head, int batch) {
+#pragma unroll
+  for (int i = 0; i < Tile::slabs; i++) copyBox(tile + i * Tile::slabBytes, map, barrier, i * 64, row, head, batch);
+}
+__device__ __forceinline__ void prefetchMap(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
+// The driver's encoder, or null: the runtime finds it, so that the library needs no libcuda to load.
+using TensorMapEncoder = decltype(&cuTensorMapEncodeTiled);
+inline TensorMapEncoder tensorMapEncoder() {
+  static const TensorMapEncoder encoder = [] {
+    void* f = nullptr;
+    cudaDriverEntryPointQueryResult found;
+#if CUDART_VERSION >= 12050
+    const cudaError_t status = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+#else
+    const cudaError_t status = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
+#endif
+    return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<TensorMapEncoder>(f) : nullptr;
+  }();
+  return encoder;
+}
+
+// Map of a (B, L, H, D) operand of 16-bit elements for boxes of `rows` rows of a head. False where copies cannot serve it: empty,
+// strides or address not multiples of 16 bytes, or no driver that knows maps.
+inline bool encodeHeads(CUtensorMap& map, const MMTensorView& v, int rows) {
+  const TensorMapEncoder encode = tensorMapEncoder();
+  if (!encode || numel(v) == 0 || v.stride[3] != 1) return false;
+  const cuuint64_t shape[4] = {cuuint64_t(v.shape[3]), cuuint64_t(v.shape[1]), cuuint64_t(v.shape[2]), cuuint64_t(v.shape[0])};
+  cuuint64_t strides[3];
+  const int axes[3] = {1, 2, 0};
+  for (int i = 0; i < 3; i++) {
+    const int64_t bytes = v.shape[axes[i]] > 1 ? v.stride[axes[i]] * 2 : 16;  // an axis of one element is never stepped along
+    if (bytes <= 0 || bytes % 16) return false;
+    strides[i] = cuuint64_t(bytes);
+  }
+  const cuuint32_t box[4] = {64, cuuint32_t(rows), 1, 1}, steps[4] = {1, 1, 1, 1};
+  return encode(&map, v.dtype == MM_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, v.data, shape, strides,
+                box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace mm::cuda
