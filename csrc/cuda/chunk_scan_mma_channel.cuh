@@ -14,10 +14,10 @@
 // What each pair of steps adds to the gradient of the log-decays it crosses is formed from the rounded W on both sides, so that
 // it cancels behind the pair as it should: a sum of crossings is not a difference of roundings.
 //
-// Before, triangle and key gradients were sums on the CUDA cores in f32. On an H100, B1 H16 N = P = 128 bf16, forward / backward: 6.11 /
-// 15.6 ms at L = 103424, 0.58 / 1.42 ms at L = 8192 (fla 5.99 / 23.7 ms at L = 103424). Halving takes 90 instructions an element of q
-// forward and 300 backward, loads, stores and the products with the states included; the mma among them, 320 for a triangle of N = 128,
-// are few. One factor for both sides from the middle of 16 steps would save three of the six levels, but is not bounded.
+// On an H100, B1 H16 N = P = 128 bf16, forward / backward: 2.70 / 7.53 ms at L = 103424, 0.32 / 0.78 ms at L = 8192 (fla 5.99 / 23.7 ms at
+// L = 103424). Before, with triangle and key gradients as sums on the CUDA cores in f32: 6.00 / 15.3 and 0.59 / 1.43 ms. Halving takes 90
+// instructions an element of q forward and 300 backward, loads, stores and the products with the states included; the mma among them,
+// 320 for a triangle of N = 128, are few.
 #pragma once
 #include "cuda/chunk_scan_mma_tiles.cuh"
 
