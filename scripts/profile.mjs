@@ -33,7 +33,7 @@ const fields = (line) => [...line.matchAll(/"((?:[^"]|"")*)"/g)].map((m) => m[1]
 /** A case's kernels, in the order of their launches. */
 function profile(filter) {
   const bench = [join(root, 'dist', 'bench', 'run.js'), '--device', 'cuda', '--shapes', 'large', '--once', '--filter', filter];
-  const options = ['--csv', '--page', 'raw', '--print-units', 'base', '--metrics', Object.values(metrics).join(','), '--kernel-name', 'regex:^(?!copyKernel|stridedCopy|fill).*'];
+  const options = ['--clock-control', 'none', '--csv', '--page', 'raw', '--print-units', 'base', '--metrics', Object.values(metrics).join(','), '--kernel-name', 'regex:^(?!copyKernel|stridedCopy|fill).*'];
   const done = spawnSync(ncu, [...options, process.execPath, ...bench], { cwd: root, encoding: 'utf8', maxBuffer: 1 << 28 });
   const lines = done.stdout.split('\n').filter((line) => line.startsWith('"'));
   if (done.status !== 0 || lines.length < 3) throw new Error(`ncu failed for '${filter}': ${(done.stderr + done.stdout).slice(-500)}`);
@@ -43,7 +43,7 @@ function profile(filter) {
     const cells = fields(line);
     const number = (name) => Number(cells[at(name)].replaceAll(',', ''));
     return {
-      kernel: cells[at('Kernel Name')].replace(/^void /, '').replaceAll(/mm::cuda::(\(anonymous namespace\)::)?/g, '').replace(/\(.*$/, ''),
+      kernel: cells[at('Kernel Name')].replace(/^void /, '').replaceAll(/(mm::cuda::|<unnamed>::|\(anonymous namespace\)::)/g, '').replace(/\(.*$/, ''),
       ms: Number((number(metrics.ms) / 1e6).toPrecision(4)),
       smPercent: Math.round(number(metrics.sm)),
       dramPercent: Math.round(number(metrics.dram)),
