@@ -1,5 +1,5 @@
 // `npm run bench:package`: how long somebody waits who installs the packed package, and how large it is. Writes
-// bench/results/package.json. Figures count on a machine that does nothing else; each is the median of its runs.
+// bench/results/packaging.json. Figures count on a machine that does nothing else; each is the median of its runs.
 //
 // "cold": an empty folder, and the system's file cache dropped before every run (as root; else it says so). The dependencies come out of npm's
 // cache, so that the registry's speed is not measured.
@@ -56,7 +56,7 @@ try {
     requireMsOfAllRuns: require,
     sizes,
   };
-  writeFileSync(join(root, 'bench', 'results', 'package.json'), `${JSON.stringify(result, null, 1)}\n`);
+  writeFileSync(join(root, 'bench', 'results', 'packaging.json'), `${JSON.stringify(result, null, 1)}\n`);
   const { packed, unpacked, cpuPart, cudaPart } = sizes;
   const mb = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
   console.log(`npm install to first kernel result${result.cold ? ', cold' : ', file cache warm'}: ${result.secondsToFirstResult.toFixed(2)} s`);
