@@ -2,33 +2,18 @@
 // many), without its GPU half, OpenMP and OpenCL, so that it needs nothing but libc; matrix products alone, and of the older GEMM
 // kernels none beyond AVX2, as the brgemm kernels stand before them. Once: the result stays in .cache/onednn.
 import { execFileSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, readdirSync, realpathSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, realpathSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
+import { debian } from './debian.mjs';
 
 const version = '3.7.2';
 const source = { suite: 'trixie', version: '3.7.2+ds-2' };
 
-/** Debian's source, by an apt that looks at nothing but this suite's sources and touches no setting of the machine. */
 function fetch(folder) {
-  const lists = join(folder, 'apt');
-  mkdirSync(join(lists, 'lists', 'partial'), { recursive: true });
-  const keys = '/usr/share/keyrings/debian-archive-keyring.gpg';
-  writeFileSync(
-    join(lists, 'source.sources'),
-    `Types: deb-src\nURIs: http://deb.debian.org/debian\nSuites: ${source.suite}\nComponents: main\nSigned-By: ${keys}\n`,
-  );
-  const apt = (...args) =>
-    execFileSync(
-      'apt-get',
-      ['-qq', '-o', 'Dir::Etc::sourcelist=/dev/null', '-o', `Dir::Etc::sourceparts=${lists}`, '-o', `Dir::State::lists=${join(lists, 'lists')}`, '-o', 'APT::Sandbox::User=root', ...args],
-      { cwd: folder, stdio: ['ignore', 'ignore', 'inherit'] },
-    );
-  apt('update');
-  apt('source', '--download-only', `onednn=${source.version}`);
+  debian(folder, { suite: source.suite, type: 'deb-src' })('source', '--download-only', `onednn=${source.version}`);
   const archive = readdirSync(folder).find((name) => name.startsWith('onednn_') && name.includes('.orig.tar.'));
   execFileSync('tar', ['xf', archive], { cwd: folder });
-  return join(folder, `oneDNN-${version}`);
 }
 
 /** @returns {{library: string, licences: string[], include: string[]}} */
