@@ -4,9 +4,11 @@
 #include "core/pool.h"
 
 #include <pthread.h>
+#include <unistd.h>
+#ifdef __linux__
 #include <sys/resource.h>
 #include <sys/syscall.h>
-#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -37,6 +39,7 @@ int availableCores() {
     const int n = std::atoi(text);
     if (n >= 1 && n <= 1024) return n;
   }
+#ifdef __linux__
   int n = 1;
   cpu_set_t set;
   if (!sched_getaffinity(0, sizeof set, &set)) n = CPU_COUNT(&set);
@@ -46,6 +49,9 @@ int availableCores() {
       n = std::min<long>(n, std::max<long>(1, (quota + period - 1) / period));
     std::fclose(f);
   }
+#else
+  const int n = static_cast<int>(std::thread::hardware_concurrency());
+#endif
   return std::max(1, n);
 }
 
@@ -136,8 +142,10 @@ Pool& pool() {
 }  // namespace
 
 void lowerThreadPriority() {
+#ifdef __linux__  // elsewhere priorities belong to processes
   const auto self = static_cast<id_t>(syscall(SYS_gettid));
   setpriority(PRIO_PROCESS, self, getpriority(PRIO_PROCESS, self) + 2);
+#endif
 }
 
 namespace cpu {
