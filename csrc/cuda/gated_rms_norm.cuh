@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kNormForwardThreads<K>, kNormForwardBlocks<K>)
   constexpr bool early = kNormAhead<K>;  // the weight stays in registers
   __shared__ float scratch[TeamSums<R, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all();
   const float share = 1.f / float(n);
@@ -65,18 +66,21 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[TeamSums<2, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<2, (K > 1)> add(scratch, team);
   const int64_t step = team.all();
   int64_t first = int64_t(blockIdx.x) * team.count;
-  Words<T> nextX[K], nextG[K], nextD[K];
+  RowRing<T, 3, K> ring(dynamicShared);
   const auto fetch = [&](int64_t from) {
     int64_t at[3];
     rowOffsets(nest, nest.ndim, from, at);
-    loadRow(x + at[0], from < rows ? n : 0, team, nextX);
-    loadRow(gate + at[1], from < rows ? n : 0, team, nextG);
-    loadRow(dy + at[2], from < rows ? n : 0, team, nextD);
+    ring.copy(0, x + at[0], from < rows ? n : 0, x, team);
+    ring.copy(1, gate + at[1], from < rows ? n : 0, gate, team);
+    ring.copy(2, dy + at[2], from < rows ? n : 0, dy, team);
+    ring.copied();
   };
-  fetch(first + team.index);
+#pragma unroll
+  for (int i = 0; i < ring.kSteps; i++) fetch(first + team.index + i * step);
   float weight[1][K][V], dw[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
@@ -84,13 +88,14 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
     const int64_t row = first + team.index;
     Words<T> px[1][K];
     float e[K][V], slope[K][V], sum[2] = {};
+    ring.wait();
 #pragma unroll
     for (int k = 0; k < K; k++) {
       float vx[V], vg[V], vd[V], part[2] = {};
-      px[0][k] = nextX[k];
-      unpack(nextX[k], vx);
-      unpack(nextG[k], vg);
-      unpack(nextD[k], vd);
+      px[0][k] = ring.words(0, k);
+      unpack(px[0][k], vx);
+      unpack(ring.words(1, k), vg);
+      unpack(ring.words(2, k), vd);
 #pragma unroll
       for (int i = 0; i < V; i++) {
         float s, rest;
@@ -105,7 +110,7 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
       sum[1] += part[1];
     }
     keepPacked(px);
-    if (kNormAhead<K>) fetch(row + step);
+    fetch(row + ring.kSteps * step);
     add(sum, team);
     if (row < rows) {
       const float scale = rsqrtf(fmaf(sum[0], share, eps)), mean = sum[1] * scale * scale * scale * share;
@@ -123,8 +128,8 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
         if (dg) storeVector(dg + row * n + j, toG);
       });
     }
-    if (!kNormAhead<K>) fetch(row + step);
   }
+  ring.drain();
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }
 

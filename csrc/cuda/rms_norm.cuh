@@ -12,11 +12,13 @@
 namespace mm::cuda {
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
+__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
     int lanes) {
   constexpr int V = kVector<T>;
-  __shared__ float scratch[R * 32];
+  __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
+  BlockSums<R> add(scratch);
+  awaitEarlierKernels();
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
     float scale[R];
@@ -26,7 +28,7 @@ __global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, We
       loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
     }
     squares(px, scale);
-    teamReduce(scale, lanes, scratch);
+    add(scale, team);
 #pragma unroll
     for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
     eachVector<V, K>(n, team, [&](int k, int j) {
@@ -54,30 +56,34 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[TeamSums<2 * R, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<2 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
   int64_t first = int64_t(blockIdx.x) * team.count;
-  Words<T> nextX[R][K], nextD[R][K];
+  RowRing<T, 2 * R, K> ring(dynamicShared);
   const auto fetch = [&](int64_t from) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int64_t at = from + r * apart;
-      loadRow(x + at * n, at < rows ? n : 0, team, nextX[r]);
-      loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
+      ring.copy(2 * r, x + at * n, at < rows ? n : 0, x, team);
+      ring.copy(2 * r + 1, dy + at * n, at < rows ? n : 0, dy, team);
     }
+    ring.copied();
   };
-  fetch(first + team.index);
+#pragma unroll
+  for (int i = 0; i < ring.kSteps; i++) fetch(first + team.index + i * step);
   float weight[1][K][V], dw[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
   for (; first < rows; first += step) {
     const int64_t row = first + team.index;
     Words<T> px[R][K], pd[R][K];
+    ring.wait();
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-      for (int k = 0; k < K; k++) px[r][k] = nextX[r][k], pd[r][k] = nextD[r][k];
-    if (kNormAhead<K>) fetch(row + step);
+      for (int k = 0; k < K; k++) px[r][k] = ring.words(2 * r, k), pd[r][k] = ring.words(2 * r + 1, k);
+    fetch(row + ring.kSteps * step);
     float sum[2 * R] = {};
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -115,8 +121,8 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
         if (dx) storeVector(dx + at * n + j, v);
       });
     }
-    if (!kNormAhead<K>) fetch(row + step);
   }
+  ring.drain();
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }
 
