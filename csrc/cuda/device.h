@@ -18,7 +18,8 @@ struct Device {
   size_t sharedPerBlock = 0;  // bytes a block may have when it opts in
   size_t l2Bytes = 0, totalBytes = 0;
 
-  int capability() const { return 10 * major + minor; }
+  // What kernels are chosen by. MMMAMBA_CUDA_CAPABILITY=80 lowers it, so that tests on a newer GPU cover the kernels for older ones.
+  int capability() const;
 };
 
 // Null with a reason where the index does not exist or the device cannot be used.
