@@ -150,7 +150,8 @@ int32_t attendSplitKeys(const MMCall* c, const AttentionProblem& p, const Attent
       if (mma)
         status = dispatchSize<32, 64, 128, 256>(p.dim, [&](auto dim) {
           constexpr int D = decltype(dim)::value;
-          const bool alone = blockCount(p, plan) <= unsigned(deviceOf(c).multiprocessors) && SplitTile<D, 1>::shared <= deviceOf(c).sharedPerBlock;
+          const Device& device = deviceOf(c);
+          const bool alone = blockCount(p, plan) <= unsigned(device.multiprocessors) && SplitTile<D, 1>::shared <= device.sharedPerBlock;
           return alone ? runMma<T, D, SplitTile<D, 1>>(c, p, plan, x) : runMma<T, D, SplitTile<D, 2>>(c, p, plan, x);
         });
     }

@@ -16,7 +16,6 @@
 // are added in order (rows.cuh).
 #pragma once
 #include "cuda/causal_conv1d.cuh"
-#include "cuda/common/mma.cuh"
 #include "cuda/common/reduce.cuh"
 
 namespace mm::cuda {
@@ -24,7 +23,6 @@ namespace mm::cuda {
 constexpr int kConvRowsBlocks = 4, kConvLinesBwdThreads = 256, kConvLinesBlocks = 3;  // blocks of a multiprocessor
 constexpr int kConvBwdBytes = 8;   // V of rows
 constexpr int kConvAhead = 4;      // R of vectors
-constexpr int kConvGroups = 3;     // groups of R rows ahead
 constexpr int kConvBwdChunks = 4;  // U
 
 template <class T>
@@ -67,11 +65,7 @@ __global__ void __launch_bounds__(256) causalConv1dRelayoutKernel(const ConvGrad
 template <class T, int W, int V, int R, int BLOCKS, bool SILU>
 __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdKernel(const Conv<T> v, const ConvGradients<T> to,
     unsigned columns, unsigned slicesEach, unsigned slices, int rowsEach, unsigned parts) {
-  constexpr bool kThroughShared = V * sizeof(T) == 8;  // the rows ahead; else through registers
-  constexpr int kGroups = kThroughShared ? kConvGroups : 1, kRing = kThroughShared ? kGroups * R * 2 * 8 * kConvRowsThreads : 0;
-  constexpr int kSums = (W + 1) * V * kConvRowsThreads * 4;
-  __shared__ __align__(16) char shared[kRing > kSums ? kRing : kSums];
-  float* const sums = reinterpret_cast<float*>(shared);
+  __shared__ float sums[(W + 1) * V * kConvRowsThreads];
   constexpr int H = W - 1;
   using Words = ConvWords<T, V>;
   awaitEarlierKernels();
@@ -84,11 +78,6 @@ __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdK
 #pragma unroll
     for (int j = 0; j < W; j++) dWeights[j][c] = 0.f;
   }
-  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-  int slot = 0;  // of the group that comes next
-  const auto place = [&](int i, int operand) {
-    return sharedAddress(shared) + uint32_t((((slot * R + i) * 2 + operand) * kConvRowsThreads + thread) * 8);
-  };
   unsigned slice = slices;
   if (d < v.channels) {
     loadTaps<T, W, V>(v, d, weights, bias);
@@ -103,34 +92,19 @@ __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdK
     while (t < last) {
       const ConvPiece piece(v, b, d, t, H);
       const int first = t, own = min(piece.end, last), before = max(first - H, piece.begin), start = min(before + H, own);
-      // The next kGroups groups of R rows of x and dY, the first ones behind the H rows from `before` on.
-      Words nextX[kThroughShared ? 1 : R], nextDy[kThroughShared ? 1 : R], headX[H], headDy[H];
+      // The next R rows of x and dY, the first ones behind the H rows from `before` on.
+      Words nextX[R], nextDy[R], headX[H], headDy[H];
       const T *fromX = x + start * v.xTime, *fromDy = dy + start * to.dyTime;
       int left = own - start;
       const auto fetch = [&](int count) {
 #pragma unroll
-        for (int i = 0; i < R; i++, fromX += v.xTime, fromDy += to.dyTime) {
-          if (i >= count) continue;
-          if constexpr (kThroughShared) copyAsync8(place(i, 0), fromX), copyAsync8(place(i, 1), fromDy);
-          else nextX[i].load(fromX), nextDy[i].load(fromDy);
-        }
-        if constexpr (kThroughShared) commitAsync(), slot = slot + 1 == kGroups ? 0 : slot + 1;
-      };
-      // Row i of the oldest group.
-      const auto take = [&](int i, Words& wordsX, Words& wordsDy) {
-        if constexpr (kThroughShared) {
-          const uint2 a = *reinterpret_cast<const uint2*>(shared + (place(i, 0) - sharedAddress(shared)));
-          const uint2 b = *reinterpret_cast<const uint2*>(shared + (place(i, 1) - sharedAddress(shared)));
-          wordsX.w[0] = a.x, wordsX.w[1] = a.y, wordsDy.w[0] = b.x, wordsDy.w[1] = b.y;
-        } else {
-          wordsX = nextX[i], wordsDy = nextDy[i];
-        }
+        for (int i = 0; i < R; i++, fromX += v.xTime, fromDy += to.dyTime)
+          if (i < count) nextX[i].load(fromX), nextDy[i].load(fromDy);
       };
 #pragma unroll
       for (int k = 0; k < H; k++)
         if (before + k < own) headX[k].load(x + (before + k) * v.xTime), headDy[k].load(dy + (before + k) * to.dyTime);
-#pragma unroll
-      for (int i = 0; i < kGroups; i++) fetch(left - i * R);
+      fetch(left);
       float window[H][V], pending[H][V];  // pending[k]: gradient of row t - H + k so far
 #pragma unroll
       for (int k = 0; k < H; k++)
@@ -183,23 +157,19 @@ __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdK
       T* target = dx + (start - H) * to.dxTime;
       for (; left >= R; left -= R) {
         Words rowsX[R], rowsDy[R];
-        if constexpr (kThroughShared) waitAsync<kGroups - 1>();
 #pragma unroll
-        for (int i = 0; i < R; i++) take(i, rowsX[i], rowsDy[i]);
-        fetch(left - kGroups * R);
+        for (int i = 0; i < R; i++) rowsX[i] = nextX[i], rowsDy[i] = nextDy[i];
+        fetch(left - R);
 #pragma unroll
         for (int i = 0; i < R; i++, target += to.dxTime) {
           advance(rowsX[i], rowsDy[i], true, ready);
           Words::of(ready).store(target);
         }
       }
-      if constexpr (kThroughShared) waitAsync<kGroups - 1>();
 #pragma unroll
       for (int i = 0; i < R - 1; i++, target += to.dxTime) {
         if (i >= left) break;
-        Words rowX, rowDy;
-        take(i, rowX, rowDy);
-        advance(rowX, rowDy, true, ready);
+        advance(nextX[i], nextDy[i], true, ready);
         Words::of(ready).store(target);
       }
       if (own == piece.end)
@@ -231,10 +201,7 @@ __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdK
       }
     return;
   }
-  if constexpr (kThroughShared) {
-    waitAsync<0>();
-    __syncthreads();
-  }
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x;
 #pragma unroll
   for (int c = 0; c < V; c++) {
 #pragma unroll

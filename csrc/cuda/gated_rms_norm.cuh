@@ -70,17 +70,15 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   TeamSums<2, (K > 1)> add(scratch, team);
   const int64_t step = team.all();
   int64_t first = int64_t(blockIdx.x) * team.count;
-  RowRing<T, 3, K> ring(dynamicShared);
+  Words<T> nextX[K], nextG[K], nextD[K];
   const auto fetch = [&](int64_t from) {
     int64_t at[3];
     rowOffsets(nest, nest.ndim, from, at);
-    ring.copy(0, x + at[0], from < rows ? n : 0, x, team);
-    ring.copy(1, gate + at[1], from < rows ? n : 0, gate, team);
-    ring.copy(2, dy + at[2], from < rows ? n : 0, dy, team);
-    ring.copied();
+    loadRow(x + at[0], from < rows ? n : 0, team, nextX);
+    loadRow(gate + at[1], from < rows ? n : 0, team, nextG);
+    loadRow(dy + at[2], from < rows ? n : 0, team, nextD);
   };
-#pragma unroll
-  for (int i = 0; i < ring.kSteps; i++) fetch(first + team.index + i * step);
+  fetch(first + team.index);
   float weight[1][K][V], dw[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
@@ -88,14 +86,13 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
     const int64_t row = first + team.index;
     Words<T> px[1][K];
     float e[K][V], slope[K][V], sum[2] = {};
-    ring.wait();
 #pragma unroll
     for (int k = 0; k < K; k++) {
       float vx[V], vg[V], vd[V], part[2] = {};
-      px[0][k] = ring.words(0, k);
-      unpack(px[0][k], vx);
-      unpack(ring.words(1, k), vg);
-      unpack(ring.words(2, k), vd);
+      px[0][k] = nextX[k];
+      unpack(nextX[k], vx);
+      unpack(nextG[k], vg);
+      unpack(nextD[k], vd);
 #pragma unroll
       for (int i = 0; i < V; i++) {
         float s, rest;
@@ -110,7 +107,7 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
       sum[1] += part[1];
     }
     keepPacked(px);
-    fetch(row + ring.kSteps * step);
+    if (kNormAhead<K>) fetch(row + step);
     add(sum, team);
     if (row < rows) {
       const float scale = rsqrtf(fmaf(sum[0], share, eps)), mean = sum[1] * scale * scale * scale * share;
@@ -128,8 +125,8 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
         if (dg) storeVector(dg + row * n + j, toG);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
-  ring.drain();
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }
 

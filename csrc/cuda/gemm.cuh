@@ -55,7 +55,8 @@ __global__ void epilogueKernel(const float* z, T* y, int64_t count, int64_t n, E
 // y (n) = act(W (n, k) x (k) + b) + r: S of the block's four warps share a row of W, 16 bytes a lane, U loads of W under way. Their
 // sums are added in order.
 template <class T, class Y, int S, int U = 8>
-__global__ void __launch_bounds__(128) gemvKernel(const T* __restrict__ x, const T* __restrict__ w, Y* __restrict__ y, int64_t n, int64_t k, int64_t ld, Epilogue e) {
+__global__ void __launch_bounds__(128) gemvKernel(const T* __restrict__ x, const T* __restrict__ w, Y* __restrict__ y, int64_t n, int64_t k,
+                                                  int64_t ld, Epilogue e) {
   constexpr int V = kVector<T>, STEP = S * 32 * V;
   __shared__ float sums[4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

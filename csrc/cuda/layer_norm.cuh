@@ -13,8 +13,8 @@ __device__ __forceinline__ void plainSums(Words<T> (&px)[R][K], float (&sum)[R])
 }
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows,
-    int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const T* __restrict__ x, Weights w, Weights b,
+    T* __restrict__ y, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
@@ -77,30 +77,27 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   TeamSums<3 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
   int64_t first = int64_t(blockIdx.x) * team.count;
-  RowRing<T, 2 * R, K> ring(dynamicShared);
+  Words<T> nextX[R][K], nextD[R][K];
   const auto fetch = [&](int64_t from) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int64_t at = from + r * apart;
-      ring.copy(2 * r, x + at * n, at < rows ? n : 0, x, team);
-      ring.copy(2 * r + 1, dy + at * n, at < rows ? n : 0, dy, team);
+      loadRow(x + at * n, at < rows ? n : 0, team, nextX[r]);
+      loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
-    ring.copied();
   };
-#pragma unroll
-  for (int i = 0; i < ring.kSteps; i++) fetch(first + team.index + i * step);
+  fetch(first + team.index);
   float weight[1][K][V], dw[K][V] = {}, db[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
   for (; first < rows; first += step) {
     const int64_t row = first + team.index;
     Words<T> px[R][K], pd[R][K];
-    ring.wait();
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-      for (int k = 0; k < K; k++) px[r][k] = ring.words(2 * r, k), pd[r][k] = ring.words(2 * r + 1, k);
-    fetch(row + ring.kSteps * step);
+      for (int k = 0; k < K; k++) px[r][k] = nextX[r][k], pd[r][k] = nextD[r][k];
+    if (kNormAhead<K>) fetch(row + step);
     float mean[R], sum[3 * R] = {};
     plainSums(px, mean);
     add(mean, team);
@@ -145,8 +142,8 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
         if (dx) storeVector(dx + at * n + j, v);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
-  ring.drain();
   float* to = partial + int64_t(blockIdx.x) * (wantWeight + wantBias) * n;
   if (wantWeight) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), to);
   if (wantBias) storeColumnSums<V>(db, n, team, reinterpret_cast<float*>(dynamicShared), to + (wantWeight ? n : 0));

@@ -31,8 +31,8 @@ int32_t forward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K < 4 ? 4 / K : 1;
       const TeamPlan plan = wholeRowPlan(n, V, K);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launchOverlapping(c, rmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, data<T>(y), rows, n,
-          float(attrs<Attrs>(c).eps), plan.lanes);
+      return launchOverlapping(c, rmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, data<T>(y),
+          rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -74,10 +74,10 @@ int32_t backward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
       const TeamPlan plan = backwardPlan(n, V);
       const auto kernel = rmsNormBackwardKernel<T, K, R>;
-      const StayingBlocks blocks(c, kernel, plan, K * V, RowRing<T, 2 * R, K>::kBytes, rows);
+      const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-      const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x), w,
-          data<const T>(dy), dx, partial, rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared,
+          data<const T>(x), w, data<const T>(dy), dx, partial, rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
       if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
       return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks.count, n);
     });

@@ -1,19 +1,21 @@
 // rmsNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps); dx = r (w dy - x r^2 mean(w dy x)), dw = sum over rows of dy x r.
 //
-// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, up to a warp while a lane needs at most 8
-// vectors: one read and one write of device memory. R rows at once keep enough bytes under way where a lane has few vectors. (Teams
-// of 128 lanes with two vectors, the weight loaded beside the row: 79 % of the copy rate instead of 97 % at 103424 x 2048.)
+// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, a part of a warp or a block whose lanes have two
+// vectors: one read and one write of device memory. R rows at once keep enough bytes under way. At 8192 x 2048 and 103424 x 2048 this
+// reaches 91 and 99 % of an H100's copy rate; a warp a row, with eight vectors a lane, 82 and 97, as its few blocks come in less than
+// three waves. (Barriers named at run time, as TeamSums has them, take all 16 of a block, of which few then fit: 69 to 86 %.)
 // The backward's blocks stay for many rows, of which the next one is under way; their lanes keep the weight and its gradient of
-// the same columns, and several teams share a block, so that there are few partial rows: 94 % instead of 91 %. Other rows, and other
-// addresses, go element by element in two passes.
+// the same columns, and several teams share a block, so that there are few partial rows: 94 % instead of 91 %. (Rows that pass through
+// shared memory, three of them under way: no faster at 103424 rows, 40.1 us instead of 38.7 at 8192.) Other rows, and other addresses,
+// go element by element in two passes.
 #pragma once
 #include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
-    int lanes) {
+__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y,
+    int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
   __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
@@ -60,30 +62,27 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   TeamSums<2 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
   int64_t first = int64_t(blockIdx.x) * team.count;
-  RowRing<T, 2 * R, K> ring(dynamicShared);
+  Words<T> nextX[R][K], nextD[R][K];
   const auto fetch = [&](int64_t from) {
 #pragma unroll
     for (int r = 0; r < R; r++) {
       const int64_t at = from + r * apart;
-      ring.copy(2 * r, x + at * n, at < rows ? n : 0, x, team);
-      ring.copy(2 * r + 1, dy + at * n, at < rows ? n : 0, dy, team);
+      loadRow(x + at * n, at < rows ? n : 0, team, nextX[r]);
+      loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
-    ring.copied();
   };
-#pragma unroll
-  for (int i = 0; i < ring.kSteps; i++) fetch(first + team.index + i * step);
+  fetch(first + team.index);
   float weight[1][K][V], dw[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
   for (; first < rows; first += step) {
     const int64_t row = first + team.index;
     Words<T> px[R][K], pd[R][K];
-    ring.wait();
 #pragma unroll
     for (int r = 0; r < R; r++)
 #pragma unroll
-      for (int k = 0; k < K; k++) px[r][k] = ring.words(2 * r, k), pd[r][k] = ring.words(2 * r + 1, k);
-    fetch(row + ring.kSteps * step);
+      for (int k = 0; k < K; k++) px[r][k] = nextX[r][k], pd[r][k] = nextD[r][k];
+    if (kNormAhead<K>) fetch(row + step);
     float sum[2 * R] = {};
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -121,8 +120,8 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
         if (dx) storeVector(dx + at * n + j, v);
       });
     }
+    if (!kNormAhead<K>) fetch(row + step);
   }
-  ring.drain();
   if (partial) storeColumnSums<V>(dw, n, team, reinterpret_cast<float*>(dynamicShared), partial + int64_t(blockIdx.x) * n);
 }
 

@@ -37,11 +37,10 @@ int32_t launchUpdate(const MMCall* c, StateUpdate<T> v, int64_t heads) {
 
 template <class T>
 int32_t launchTied(const MMCall* c, StateUpdate<T> v, int64_t heads) {
-  constexpr int R = kTiedRows, THREADS = kTiedThreads;
-  v.blocks = unsigned(ceilDiv(v.rows, R));
+  v.blocks = unsigned(ceilDiv(v.rows, kTiedRows));
   const int64_t tiles = heads * v.blocks;
-  return launchOverlapping(c, selectiveStateUpdateTiedKernel<T>, dim3(unsigned(ceilDiv(tiles * v.lanes, THREADS))), dim3(THREADS), 0, v,
-                           unsigned(tiles));
+  return launchOverlapping(c, selectiveStateUpdateTiedKernel<T>, dim3(unsigned(ceilDiv(tiles * v.lanes, kTiedThreads))),
+                           dim3(kTiedThreads), 0, v, unsigned(tiles));
 }
 
 template <class T, class P, bool TIED>

@@ -1,4 +1,4 @@
-// The one way kernels are started.
+// The ways kernels are started.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -48,9 +48,6 @@ __device__ __forceinline__ void ldmatrix2Transposed(uint32_t (&r)[2], uint32_t a
 __device__ __forceinline__ void copyAsync16(uint32_t shared, const void* global, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void copyAsync8(uint32_t shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
-}
 // The same for 4 bytes.
 __device__ __forceinline__ void copyAsync4(uint32_t shared, const void* global, bool valid) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(valid ? 4 : 0) : "memory");

@@ -1,14 +1,11 @@
 // What rmsNorm, gatedRmsNorm and layerNorm share. Each has kernels whose teams hold rows in registers, and loose ones for any row
 // at any address. In the backward every block (registers) or team (loose) writes a partial row of the parameters' gradients.
 #pragma once
-#include <algorithm>
-
-#include "cuda/common/mma.cuh"
 #include "cuda/common/rows.cuh"
 
 namespace mm::cuda {
 
-// Whether lanes of K vectors have the registers for parameters.
+// Whether lanes of K vectors have the registers for parameters, and in the backward for the next row.
 template <int K>
 constexpr bool kNormAhead = K <= 2;
 // Most threads of a block and blocks of a multiprocessor.
@@ -49,46 +46,6 @@ struct BlockSums {
     for (int w = 1; w < warps; w++)
 #pragma unroll
       for (int i = 0; i < N; i++) v[i] += area[i * 32 + w];
-  }
-};
-
-// Vectors of N rows a step on their way to a lane, kStepsAhead steps before they are needed. They pass through shared memory, not
-// through registers; a lane reads back what it has copied itself, so that nothing but its own copies is waited for.
-template <int N, int K>
-constexpr int kStepsAhead = N * K <= 3 ? 4 : N * K <= 12 ? 12 / (N * K) : 1;
-
-template <class T, int N, int K>
-struct RowRing {
-  static constexpr int kSteps = kStepsAhead<N, K>, kBytes = kSteps * N * K * 16;  // of a thread
-  const char* memory;
-  uint32_t address;
-  int step = 0;
-
-  __device__ __forceinline__ explicit RowRing(void* shared)
-      : memory(static_cast<const char*>(shared) + threadIdx.x * 16), address(sharedAddress(shared) + threadIdx.x * 16) {}
-  __device__ __forceinline__ int at(int i, int k) const { return ((step * N + i) * K + k) * int(blockDim.x) * 16; }
-  // Row i of the step, of n columns: zeros past its end, and where n is 0. `any`: an address that may be read.
-  __device__ __forceinline__ void copy(int i, const T* row, int n, const T* any, const Team& team) const {
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      const int j = (k * team.lanes + team.lane) * kVector<T>;
-      copyAsync16(address + at(i, k), j < n ? row + j : any, j < n);
-    }
-  }
-  __device__ __forceinline__ void copied() {
-    commitAsync();
-    step = step + 1 == kSteps ? 0 : step + 1;
-  }
-  // Waits for the oldest step, whose place the next copies take.
-  __device__ __forceinline__ void wait() const { waitAsync<kSteps - 1>(); }
-  __device__ __forceinline__ Words<T> words(int i, int k) const {
-    const uint4 v = *reinterpret_cast<const uint4*>(memory + at(i, k));
-    return {{v.x, v.y, v.z, v.w}};
-  }
-  // Before the block uses the memory for something else.
-  __device__ __forceinline__ void drain() const {
-    waitAsync<0>();
-    __syncthreads();
   }
 };
 
@@ -213,21 +170,19 @@ template <class... P>
 int64_t residentBlocks(const MMCall* c, void (*kernel)(P...), int threads, size_t shared) {
   const Stream& s = *static_cast<const Stream*>(c->stream);
   use(s);
-  if (shared > 48 * 1024) cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   int blocks = 0;
   const cudaError_t status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
   return int64_t(s.device->multiprocessors) * (status == cudaSuccess && blocks > 0 ? blocks : 1);
 }
 
-// Blocks of a backward kernel in registers: as many as run at once. floats: the columns that a lane holds; ring: bytes of a lane's
-// rows on their way.
+// Blocks of a backward kernel in registers: as many as run at once. floats: the columns that a lane holds.
 struct StayingBlocks {
-  size_t shared;  // the rows on their way, then what storeColumnSums needs
+  size_t shared;  // what storeColumnSums needs
   int64_t count;
 
   template <class... P>
-  StayingBlocks(const MMCall* c, void (*kernel)(P...), const TeamPlan& plan, int floats, int ring, int64_t rows)
-      : shared(size_t(plan.threads) * std::max(size_t(ring), plan.teams > 1 ? floats * sizeof(float) : 0)),
+  StayingBlocks(const MMCall* c, void (*kernel)(P...), const TeamPlan& plan, int floats, int64_t rows)
+      : shared(plan.teams > 1 ? size_t(plan.threads) * floats * sizeof(float) : 0),
         count(plan.mostBlocks(rows, deviceOf(c).multiprocessors)) {
     const int64_t resident = residentBlocks(c, kernel, plan.threads, shared);
     if (resident < count) count = resident;
