@@ -21,6 +21,29 @@ struct Plan {
   }
 };
 
+// Map of a (B, D, L) operand for boxes of a block's tile. False where copies cannot serve it.
+bool encodeSteps(CUtensorMap& map, const MMTensorView& v, const ScanShape& shape) {
+  const int64_t channel = v.stride[1] * 2, batch = v.shape[0] > 1 ? v.stride[0] * 2 : 16;
+  if (v.shape[2] > 1 && v.stride[2] != 1) return false;
+  if (v.shape[1] > 1 ? channel <= 0 || channel % 16 : false) return false;
+  if (batch <= 0 || batch % 16) return false;
+  const uint64_t row = v.shape[1] > 1 ? uint64_t(channel) : 16;
+  return encodeBoxes(map, v.data, v.dtype == MM_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      {uint64_t(v.shape[2]), uint64_t(shape.perGroup), uint64_t(shape.groups), uint64_t(v.shape[0])},
+      {row, row * uint64_t(shape.perGroup), uint64_t(batch)}, {kHalvesSteps, kHalvesChannels, 1, 1}, CU_TENSOR_MAP_SWIZZLE_64B);
+}
+bool encodeMaps(ScanHalvesMaps& maps, const MMCall* c, const ScanShape& shape, const float* borders) {
+  if (deviceOf(c).major < 9) return false;
+  const auto optionalOut = [&](CUtensorMap& map, int slot) { return !hasOut(c, slot) || encodeSteps(map, out(c, slot), shape); };
+  const uint64_t channels = uint64_t(shape.channels), rows = uint64_t(ceilDiv(shape.length, kLanesBorder) * kLanesStates);
+  return shape.channels % 4 == 0 && encodeSteps(maps.u, in(c, U), shape) && encodeSteps(maps.delta, in(c, DELTA), shape) &&
+      encodeSteps(maps.dOut, in(c, DOUT), shape) && (!has(c, Z) || encodeSteps(maps.z, in(c, Z), shape)) && optionalOut(maps.dU, DU) &&
+      optionalOut(maps.dDelta, DDELTA) && optionalOut(maps.dZ, DZ) &&
+      encodeBoxes(maps.borders, borders, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, {channels, rows, uint64_t(shape.batch), 1},
+          {channels * 4, channels * rows * 4, channels * rows * 4 * uint64_t(shape.batch)}, {kHalvesChannels, kLanesStates, 1, 1},
+          CU_TENSOR_MAP_SWIZZLE_NONE);
+}
+
 template <class T>
 int32_t backward(const MMCall* c) {
   const Plan<T> plan(c, Scratch(c));
@@ -45,7 +68,12 @@ int32_t backward(const MMCall* c) {
     status = launchScanLanes<T, LANES, ScanWalk::sweep>(c, sweep, 1);
   }
   if (status != MM_OK) return status;
-  status = launch(c, selectiveScanBwdHalvesKernel<T>, scanGrid(shape, shape.chunks), dim3(256), ScanHalvesBlock<T>(nullptr).bytes, v);
+  ScanHalvesMaps maps = {};
+  const bool copies = encodeMaps(maps, c, shape, parts.borders);
+  status = dispatchBool(copies, [&](auto bulk) {
+    return launch(c, selectiveScanBwdHalvesKernel<T, decltype(bulk)::value>, scanGrid(shape, shape.chunks), dim3(256),
+        ScanHalvesBlock<T>(nullptr).bytes, v, maps);
+  });
   if (status != MM_OK) return status;
   return launchScanSums<T>(c, shape, parts);
 }

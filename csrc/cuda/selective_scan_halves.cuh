@@ -8,7 +8,12 @@
 //
 // dB and dC are sums over the block's channels: tensor cores add the four lanes of a group (tf32 products with ones, f32 sums) and
 // place the 16 sums of a state in one tile; its rows and the warps' tiles are added from shared memory after the loop over states.
+//
+// BULK (sm_90): tiles and states come and go by bulk tensor copies. By cp.async and stores of the threads, tiles took a quarter of
+// the time.
 #pragma once
+#include "cuda/common/tma.cuh"
+#include "cuda/common/wgmma.cuh"
 #include "cuda/selective_scan_backward.cuh"
 #include "cuda/selective_scan_lanes.cuh"
 
@@ -23,14 +28,16 @@ struct ScanHalvesBlock {
   float *a, *ds, *da, *border, *middle;  // [state][channel]
   float *b, *c;                          // [state][step]
   float4* sums;                          // [warp][state of its half][lane]; between two loops what the warps of a channel exchange
+  uint64_t* barriers;                    // of the tiles, of the states
   uint32_t bytes;
 
   __host__ __device__ __forceinline__ explicit ScanHalvesBlock(char* base) {
     ScanShared s{base, 0};
     for (char** tile : {&u, &delta, &dOut, &z}) *tile = s.take<char>(true, kTile);
-    for (float** slots : {&a, &ds, &da, &border, &middle}) *slots = s.take<float>(true, kSlots);
+    for (float** slots : {&border, &a, &ds, &da, &middle}) *slots = s.take<float>(true, kSlots);
     b = s.take<float>(true, kLanesStates * kHalvesSteps), c = s.take<float>(true, kLanesStates * kHalvesSteps);
     sums = s.take<float4>(true, 8 * kHalvesHeld * 32);
+    barriers = s.take<uint64_t>(true, 2);
     bytes = s.used;
   }
 };
@@ -45,24 +52,47 @@ __device__ __forceinline__ void takeHalf(const float4* slot, float* v) {
   v[0] = p.x, v[1] = p.y, v[2] = p.z, v[3] = p.w;
 }
 
-template <class T>
-__global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const ScanBackward v) {
-  extern __shared__ __align__(128) char scanShared[];
-  constexpr int STEPS = kHalvesSteps, WALK = kHalvesWalk, HELD = kHalvesHeld;
+// Maps of the tiles, (L, channels of a group, G, B), and of the states that the sweep left, (D, borders N, B).
+struct ScanHalvesMaps {
+  CUtensorMap u, delta, dOut, z, dU, dDelta, dZ, borders;
+};
+
+__device__ __forceinline__ void copyScanTile(uint32_t tile, const CUtensorMap& map, uint32_t barrier, int t, const ScanPlace& place) {
+  copyBox(tile, map, barrier, t, place.block * kHalvesChannels, place.group, int(place.b));
+}
+__device__ __forceinline__ void storeScanTile(const CUtensorMap& map, uint32_t tile, int t, const ScanPlace& place) {
+  storeBox(map, tile, t, place.block * kHalvesChannels, place.group, int(place.b));
+}
+
+template <class T, bool BULK>
+__global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const ScanBackward v, const __grid_constant__ ScanHalvesMaps maps) {
+  extern __shared__ __align__(1024) char scanHalvesShared[];
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr bool COPIES = false;  // not launched there
+#else
+  constexpr bool COPIES = BULK;
+#endif
+  constexpr int STEPS = kHalvesSteps, WALK = kHalvesWalk, HELD = kHalvesHeld, CHANNELS = kHalvesChannels;
+  using Block = ScanHalvesBlock<T>;
   const ScanShape& shape = v.in.shape;
-  const ScanHalvesBlock<T> m(scanShared);
-  const ScanPlace place(shape, kHalvesChannels);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pair = warp % 4, half = warp / 4, row = threadIdx.x % kHalvesChannels;
+  const Block m(scanHalvesShared);
+  const ScanPlace place(shape, CHANNELS);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, pair = warp % 4, half = warp / 4, row = threadIdx.x % CHANNELS;
   const bool active = row < place.valid, gated = v.in.z.data, wantsY = v.dZ.data, wantsSums = v.partialB || v.partialC;
-  const int64_t d = place.channel + row, chunkRow = int64_t(place.chunk) * kLanesStates, chunkRows = int64_t(shape.chunks) * kLanesStates;
-  const int64_t borders = (shape.length + kLanesBorder - 1) / kLanesBorder;
-  const auto slot = [&](float* slots, int n) -> float& { return slots[n * kHalvesChannels + row]; };
+  const int64_t d = place.channel + row, chunkRow = int64_t(place.chunk) * kLanesStates + half * HELD,
+      chunkRows = int64_t(shape.chunks) * kLanesStates, borders = (shape.length + kLanesBorder - 1) / kLanesBorder;
+  // This thread's states: slots[k * CHANNELS + ...]
+  constexpr int BORDER = 0, A = Block::kSlots, DS = 2 * Block::kSlots, DA = 3 * Block::kSlots, MIDDLE = 4 * Block::kSlots;
+  float* const slots = m.border + half * HELD * CHANNELS + row;
+  const float* const projections = m.b + half * HELD * STEPS;
+  constexpr int C = kLanesStates * STEPS;  // from B to C
+#pragma unroll
   for (int k = 0; k < HELD; k++) {
     const int n = half * HELD + k;
-    slot(m.a, n) = active ? v.in.a.at(d * kLanesStates + n) : 0.f;
-    slot(m.ds, n) = !active ? 0.f : v.carries ? v.carries[place.at(shape, chunkRow + n, chunkRows, row)] : v.dLastState
-        ? v.dLastState[d * kLanesStates + place.b * shape.channels * kLanesStates + n] : 0.f;
-    slot(m.da, n) = 0.f;
+    slots[k * CHANNELS + A] = active ? v.in.a.at(d * kLanesStates + n) : 0.f;
+    slots[k * CHANNELS + DS] = !active ? 0.f : v.carries ? v.carries[place.at(shape, chunkRow + k, chunkRows, row)] : v.dLastState
+        ? v.dLastState[(place.b * shape.channels + d) * kLanesStates + n] : 0.f;
+    slots[k * CHANNELS + DA] = 0.f;
   }
   const float bias = v.in.bias.data && active ? v.in.bias.at(d) : 0.f, skip = v.in.d.data && active ? v.in.d.at(d) : 0.f;
   float dSkip = 0.f, dBias = 0.f;
@@ -71,33 +101,60 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
 #pragma unroll
   for (int i = 0; i < 8; i++) ones[i] = lane / 4 == i ? 1.f : 0.f;
 
+  const uint32_t tileBarrier = sharedAddress(m.barriers), borderBarrier = tileBarrier + 8;
+  int tileTurn = 0, borderTurn = 0;
+  if constexpr (COPIES)
+    if (threadIdx.x == 0) {
+      initBarrier(tileBarrier, 1), initBarrier(borderBarrier, 1), fenceBarriers();
+      prefetchMap(maps.u), prefetchMap(maps.delta), prefetchMap(maps.dOut), prefetchMap(maps.borders);
+    }
+  __syncthreads();
+
   const bool wholeBorders = shape.channels % 4 == 0 && place.channel % 4 == 0 && place.valid % 4 == 0;
   const auto loadBorders = [&](int64_t border) {
-    const float* from = v.borders + place.at(shape, border * kLanesStates, borders * kLanesStates, 0);
+    if constexpr (COPIES) {
+      if (threadIdx.x == 0) {
+        arriveExpecting(borderBarrier, Block::kSlots * 4);
+        copyBox(sharedAddress(m.border), maps.borders, borderBarrier, int(place.channel), int(border) * kLanesStates, int(place.b), 0);
+      }
+    } else {
+      const float* from = v.borders + place.at(shape, border * kLanesStates, borders * kLanesStates, 0);
 #pragma unroll
-    for (int k = 0; k < 2; k++) {
-      const int i = k * 256 + int(threadIdx.x), n = i / 32, channel = i % 32 * 4;
-      float* to = m.border + n * kHalvesChannels + channel;
-      const float* p = from + n * shape.channels + channel;
-      if (wholeBorders) copyAsync16(sharedAddress(to), channel < place.valid ? p : from, channel < place.valid);
-      else
+      for (int k = 0; k < 2; k++) {
+        const int i = k * 256 + int(threadIdx.x), n = i / 32, channel = i % 32 * 4;
+        float* to = m.border + n * CHANNELS + channel;
+        const float* p = from + n * shape.channels + channel;
+        if (wholeBorders) copyAsync16(sharedAddress(to), channel < place.valid ? p : from, channel < place.valid);
+        else
 #pragma unroll
-        for (int e = 0; e < 4; e++) to[e] = channel + e < place.valid ? p[e] : 0.f;
+          for (int e = 0; e < 4; e++) to[e] = channel + e < place.valid ? p[e] : 0.f;
+      }
+      commitAsync();
     }
-    commitAsync();
   };
-  // This half's four of eight steps from `at` on
-  const auto readOwn = [&](const char* tile, int at, float (&out)[4]) { readScanPart<T, STEPS>(tile, row, at + 4 * half, out); };
+  // This half's four of the eight steps from `at` on, in every tile at the same place.
+  const auto own = [&](int at) { return ScanTile<T, STEPS>::at(row, at) + uint32_t(half) * 8; };
 
   bool first = true;
   for (int64_t tile = (place.end + STEPS - 1) / STEPS - 1; tile * STEPS >= place.begin; tile--) {
     const int64_t t = tile * STEPS;
     const int left = scanLeft(t, place.end, STEPS);
-    loadScanRows<T, STEPS, 16>(m.u, v.in.u, place, t, left, warp * 16);
-    loadScanRows<T, STEPS, 16>(m.delta, v.in.delta, place, t, left, warp * 16);
-    loadScanRows<T, STEPS, 16>(m.dOut, v.dOut, place, t, left, warp * 16);
-    if (gated) loadScanRows<T, STEPS, 16>(m.z, v.in.z, place, t, left, warp * 16);
-    commitAsync();
+    if constexpr (COPIES) {
+      if (threadIdx.x == 0) {
+        waitStoresRead();
+        arriveExpecting(tileBarrier, (gated ? 4 : 3) * Block::kTile);
+        copyScanTile(sharedAddress(m.delta), maps.delta, tileBarrier, int(t), place);
+        copyScanTile(sharedAddress(m.u), maps.u, tileBarrier, int(t), place);
+        copyScanTile(sharedAddress(m.dOut), maps.dOut, tileBarrier, int(t), place);
+        if (gated) copyScanTile(sharedAddress(m.z), maps.z, tileBarrier, int(t), place);
+      }
+    } else {
+      loadScanRows<T, STEPS, 16>(m.u, v.in.u, place, t, left, warp * 16);
+      loadScanRows<T, STEPS, 16>(m.delta, v.in.delta, place, t, left, warp * 16);
+      loadScanRows<T, STEPS, 16>(m.dOut, v.dOut, place, t, left, warp * 16);
+      if (gated) loadScanRows<T, STEPS, 16>(m.z, v.in.z, place, t, left, warp * 16);
+      commitAsync();
+    }
     if (first) loadBorders((t + left - 1) / kLanesBorder), first = false;
     if (threadIdx.x < 128) {
       const int i = threadIdx.x % 64, from = i % 4 * 8;
@@ -110,59 +167,72 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
       prefetchScanRow(half ? v.in.delta : v.in.u, place, t - STEPS, sizeof(T), row);
       if (!half || gated) prefetchScanRow(half ? v.in.z : v.dOut, place, t - STEPS, sizeof(T), row);
     }
-    waitAsync<0>();
+    if constexpr (COPIES) waitBarrier(tileBarrier, tileTurn), tileTurn ^= 1;
+    else waitAsync<0>();
     __syncthreads();
 #pragma unroll 1
     for (int group = left > kLanesBorder ? kLanesBorder : 0; group >= 0; group -= kLanesBorder) {
       {
         // To the middle of the 16 steps.
         float step[WALK], du[WALK];
+        const uint32_t at = own(group);
         const auto prepare = [&](auto h) {
           constexpr int H = decltype(h)::value;
           float raw[4], u[4];
-          readOwn(m.delta, group, raw);
-          readOwn(m.u, group, u);
+          readPacked<T>(m.delta + at, raw);
+          readPacked<T>(m.u + at, u);
           scanStepsOf<T>(raw, bias, shape.softplus, group + 4 * H, left);
 #pragma unroll
           for (int i = 0; i < 4; i++) step[4 * H + i] = raw[i], du[4 * H + i] = raw[i] * u[i] * kLn2;
           giveHalf(others + 6 * 32, step + 4 * H), giveHalf(others + 7 * 32, du + 4 * H);
-          waitAsync<0>();
           meetHalves(pair);
           takeHalf(mine + 6 * 32, step + 4 - 4 * H), takeHalf(mine + 7 * 32, du + 4 - 4 * H);
         };
         if (half) prepare(std::integral_constant<int, 1>{});
         else prepare(std::integral_constant<int, 0>{});
-        __syncthreads();  // the borders are there
-        const int64_t border = (t + group) / kLanesBorder;
-        const float sum = v.starts && active ? v.borderSums[place.at(shape, border, borders, row)] : 0.f;
+        if constexpr (COPIES) {
+          waitBarrier(borderBarrier, borderTurn), borderTurn ^= 1;
+        } else {
+          waitAsync<0>();
+          __syncthreads();
+        }
+        if (v.starts && active) {
+          const float sum = v.borderSums[place.at(shape, (t + group) / kLanesBorder, borders, row)];
+          float starts[HELD];
+#pragma unroll
+          for (int k = 0; k < HELD; k++) starts[k] = v.starts[place.at(shape, chunkRow + k, chunkRows, row)];
+#pragma unroll
+          for (int k = 0; k < HELD; k++)
+            slots[k * CHANNELS + BORDER] = fmaf(exp2Approximate(sum * slots[k * CHANNELS + A]), starts[k], slots[k * CHANNELS + BORDER]);
+          if constexpr (COPIES) fenceAsyncProxy();  // the next copy comes here
+        }
+        float* slot = slots;
+        const float* projection = projections + group;
 #pragma unroll 2
-        for (int k = 0; k < HELD; k++) {
-          const int n = half * HELD + k;
-          const float a = slot(m.a, n);
-          float s = slot(m.border, n), b[WALK];
-          if (v.starts && active)
-            slot(m.border, n) = s = fmaf(exp2Approximate(sum * a), v.starts[place.at(shape, chunkRow + n, chunkRows, row)], s);
-          readFloats(m.b + n * STEPS + group, b);
+        for (int k = 0; k < HELD; k++, slot += CHANNELS, projection += STEPS) {
+          const float a = slot[A];
+          float s = slot[BORDER], b[WALK];
+          readFloats(projection, b);
 #pragma unroll
           for (int i = 0; i < WALK; i++) s = fmaf(exp2Approximate(step[i] * a), s, du[i] * b[i]);
-          slot(m.middle, n) = s;
+          slot[MIDDLE] = s;
         }
       }
 #pragma unroll 1
       for (int sub = group + WALK; sub >= group; sub -= WALK) {
-        float* starts = sub > group ? m.middle : m.border;
         // stepU: gradient of step u, dStep: of the step through the decays
         float step[WALK], du[WALK], dy[WALK], stepU[WALK], dStep[WALK], y[WALK];
+        const uint32_t at = own(sub);
         const auto prepare = [&](auto h) {
           constexpr int H = decltype(h)::value;
           float raw[4], u[4], up[4];
-          readOwn(m.delta, sub, raw);
-          readOwn(m.u, sub, u);
-          readOwn(m.dOut, sub, up);
+          readPacked<T>(m.delta + at, raw);
+          readPacked<T>(m.u + at, u);
+          readPacked<T>(m.dOut + at, up);
           scanStepsOf<T>(raw, bias, shape.softplus, sub + 4 * H, left);
           if (gated) {
             float z[4];
-            readOwn(m.z, sub, z);
+            readPacked<T>(m.z + at, z);
 #pragma unroll
             for (int i = 0; i < 4; i++) up[i] *= z[i] * sigmoidFor<T>(z[i]);
           }
@@ -176,17 +246,20 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
         else prepare(std::integral_constant<int, 0>{});
 #pragma unroll
         for (int i = 0; i < WALK; i++) stepU[i] = dStep[i] = y[i] = 0.f;
+        float* slot = slots;
+        const float* before = slots + (sub > group ? MIDDLE : BORDER);
+        const float* projection = projections + sub;
+        float4* sums = mine;
 #pragma unroll 1
-        for (int k = 0; k < HELD; k++) {
-          const int n = half * HELD + k;
-          const float a = slot(m.a, n), before = slot(starts, n);
-          float ds = slot(m.ds, n), da = 0.f, b[WALK], c[WALK], decay[WALK], s[WALK], quads[WALK / 2][4], tile[4] = {};
-          readFloats(m.b + n * STEPS + sub, b);
-          readFloats(m.c + n * STEPS + sub, c);
+        for (int k = 0; k < HELD; k++, slot += CHANNELS, before += CHANNELS, projection += STEPS, sums += 32) {
+          const float a = slot[A], start = *before;
+          float ds = slot[DS], da = 0.f, b[WALK], c[WALK], decay[WALK], s[WALK], quads[WALK / 2][4], tile[4] = {};
+          readFloats(projection, b);
+          readFloats(projection + C, c);
 #pragma unroll
           for (int i = 0; i < WALK; i++) {
             decay[i] = exp2Approximate(step[i] * a);
-            s[i] = fmaf(decay[i], i ? s[i - 1] : before, du[i] * b[i]);
+            s[i] = fmaf(decay[i], i ? s[i - 1] : start, du[i] * b[i]);
           }
           if (wantsY)
 #pragma unroll
@@ -195,31 +268,32 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
           for (int i = WALK - 1; i >= 0; i--) {
             ds = fmaf(dy[i], c[i], ds);
             stepU[i] = fmaf(ds, b[i], stepU[i]);
-            const float decayed = ds * decay[i], w = decayed * (i ? s[i - 1] : before);
+            const float decayed = ds * decay[i], w = decayed * (i ? s[i - 1] : start);
             quads[i / 2][i % 2 * 2] = ds * du[i], quads[i / 2][i % 2 * 2 + 1] = dy[i] * s[i];
             da = fmaf(w, step[i], da);
             dStep[i] = fmaf(w, a, dStep[i]);
             ds = decayed;
           }
-          slot(m.ds, n) = ds;
-          slot(m.da, n) += da;
+          slot[DS] = ds;
+          slot[DA] += da;
           // Lane 4g + t holds of the group g: dB of steps 2t and 2t + 1, dC of both.
 #pragma unroll
           for (int i = 0; i < WALK / 2; i++)
             mmaTf32(tile, quads[i][0], quads[i][1], quads[i][2], quads[i][3], ones[2 * i], ones[2 * i + 1]);
-          mine[k * 32] = make_float4(tile[0], tile[1], tile[2], tile[3]);
+          *sums = make_float4(tile[0], tile[1], tile[2], tile[3]);
         }
         __syncthreads();
         if (sub == group && t + group > place.begin) loadBorders((t + group) / kLanesBorder - 1);
         if (wantsSums) {
           // Lanes of one t add different groups and warps; two exchanges leave each one of the four sums.
           const int step2 = lane % 4, parity = lane / 4 % 2, upper = lane / 8 % 2, k = warp % 4 * 2 + lane / 16;
+          const float4* from = m.sums + ((half * 4 + upper * 2) * HELD + k) * 32 + parity * 4 + step2;
           float total[4] = {}, two[2], one[1];
 #pragma unroll
           for (int w = 0; w < 2; w++)
 #pragma unroll
             for (int g = 0; g < 4; g++) {
-              const float4 p = m.sums[((half * 4 + upper * 2 + w) * HELD + k) * 32 + (g * 2 + parity) * 4 + step2];
+              const float4 p = from[w * HELD * 32 + g * 8];
               total[0] += p.x, total[1] += p.y, total[2] += p.z, total[3] += p.w;
             }
           foldLanes(total, lane, 8, two);
@@ -236,19 +310,19 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
           if (wantsY) giveHalf(others + 5 * 32, y + OTHER);
           meetHalves(pair);
           float du4[4], dStep4[4], u[4], part[4];
-          readOwn(m.u, sub, u);
+          readPacked<T>(m.u + at, u);
           takeHalf(mine + 3 * 32, du4), takeHalf(mine + 4 * 32, dStep4);
           if (wantsY) {
             float z[4], up[4];
             takeHalf(mine + 5 * 32, part);
-            readOwn(m.z, sub, z);
-            readOwn(m.dOut, sub, up);
+            readPacked<T>(m.z + at, z);
+            readPacked<T>(m.dOut + at, up);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
               const float gate = sigmoidFor<T>(z[i]);
               z[i] = up[i] * fmaf(skip, u[i], y[4 * H + i] + part[i]) * gate * fmaf(z[i], 1.f - gate, 1.f);
             }
-            writeScanPart<T, STEPS>(m.z, row, sub + 4 * H, z);
+            storePacked<4>(reinterpret_cast<T*>(m.z + at), z);
           }
 #pragma unroll
           for (int i = 0; i < 4; i++) {
@@ -257,14 +331,14 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
             dStep4[i] = fmaf(gradient, u[i], dStep[4 * H + i] + dStep4[i]);
             du4[i] = fmaf(gradient, step[4 * H + i] * kLn2, dy[4 * H + i] * skip);
           }
-          writeScanPart<T, STEPS>(m.u, row, sub + 4 * H, du4);
+          storePacked<4>(reinterpret_cast<T*>(m.u + at), du4);
           if (shape.softplus) {
             float raw[4];
-            readOwn(m.delta, sub, raw);
+            readPacked<T>(m.delta + at, raw);
 #pragma unroll
             for (int i = 0; i < 4; i++) dStep4[i] *= sigmoidFor<T>(raw[i] + bias);
           }
-          writeScanPart<T, STEPS>(m.delta, row, sub + 4 * H, dStep4);
+          storePacked<4>(reinterpret_cast<T*>(m.delta + at), dStep4);
 #pragma unroll
           for (int i = 0; i < 4; i++)
             if (sub + 4 * H + i < left) dBias += dStep4[i];
@@ -273,19 +347,33 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
         else finish(std::integral_constant<int, 0>{});
       }
     }
-    __syncthreads();
-    if (v.dU.data) storeScanRows<T, STEPS, 16>(m.u, v.dU, place, t, left, warp * 16);
-    if (v.dDelta.data) storeScanRows<T, STEPS, 16>(m.delta, v.dDelta, place, t, left, warp * 16);
-    if (wantsY) storeScanRows<T, STEPS, 16>(m.z, v.dZ, place, t, left, warp * 16);
-    __syncwarp();
+    if constexpr (COPIES) {
+      fenceAsyncProxy();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        if (v.dU.data) storeScanTile(maps.dU, sharedAddress(m.u), int(t), place);
+        if (v.dDelta.data) storeScanTile(maps.dDelta, sharedAddress(m.delta), int(t), place);
+        if (wantsY) storeScanTile(maps.dZ, sharedAddress(m.z), int(t), place);
+        commitStores();
+      }
+    } else {
+      __syncthreads();
+      if (v.dU.data) storeScanRows<T, STEPS, 16>(m.u, v.dU, place, t, left, warp * 16);
+      if (v.dDelta.data) storeScanRows<T, STEPS, 16>(m.delta, v.dDelta, place, t, left, warp * 16);
+      if (wantsY) storeScanRows<T, STEPS, 16>(m.z, v.dZ, place, t, left, warp * 16);
+      __syncwarp();
+    }
   }
+  if constexpr (COPIES)
+    if (threadIdx.x == 0) waitStoresRead();
   // Both halves hold sums of the same channel.
   if (half) mine[0] = make_float4(dSkip, dBias, 0.f, 0.f);
   meetHalves(pair);
   if (!active) return;
   const int64_t rows = (place.b * shape.chunks + place.chunk) * v.rows;
   const auto put = [&](int64_t at, float value) { v.partial[(rows + at) * shape.channels + d] = value; };
-  for (int k = 0; k < HELD; k++) put(half * HELD + k, slot(m.da, half * HELD + k) * kLn2);
+#pragma unroll
+  for (int k = 0; k < HELD; k++) put(half * HELD + k, slots[k * CHANNELS + DA] * kLn2);
   if (!half) put(v.rowD, dSkip + others[0].x), put(v.rowD + 1, dBias + others[0].y);
 }
 

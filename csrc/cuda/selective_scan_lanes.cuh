@@ -52,10 +52,16 @@ struct ScanLanesBlock {
   }
 };
 
-// N steps (a multiple of 16 bytes, or less and aligned) of a row
+// N 2-byte values by one load
+template <class T, int N>
+__device__ __forceinline__ void readPacked(const char* p, float (&out)[N]) {
+  using Word = std::conditional_t<N == 8, uint4, std::conditional_t<N == 4, uint2, uint32_t>>;
+  const Word word = *reinterpret_cast<const Word*>(p);
+  unpack(*reinterpret_cast<const Pack<T, N>*>(&word), out);
+}
 template <class T, int STEPS, int N>
 __device__ __forceinline__ void readScanPart(const char* tile, int row, int t, float (&out)[N]) {
-  loadPacked<N>(reinterpret_cast<const T*>(tile + ScanTile<T, STEPS>::at(row, t)), out);
+  readPacked<T>(tile + ScanTile<T, STEPS>::at(row, t), out);
 }
 template <class T, int STEPS, int N>
 __device__ __forceinline__ void writeScanPart(char* tile, int row, int t, const float (&in)[N]) {
