@@ -21,7 +21,12 @@ function binary(name) {
   const needed = [...execFileSync('readelf', ['-d', path], { encoding: 'utf8' }).matchAll(/\(NEEDED\).*\[(.+)\]/g)].map(([, library]) => library);
   for (const library of needed) if (!allowed.includes(library)) broken.push(`${name} needs ${library}`);
   const wanted = dynamicSymbols(path).filter(({ defined }) => !defined);
-  for (const { name: symbol, version } of wanted) if (/^(GLIBCXX|CXXABI)_/.test(version)) broken.push(`${name} wants ${symbol} of ${version} from the system's C++ library`);
+  const spell = (symbols) => `${symbols.slice(0, 3).map((symbol) => symbol.name).join(', ')}${symbols.length > 3 ? ` and ${symbols.length - 3} more` : ''}`;
+  const cpp = wanted.filter(({ version }) => /^(GLIBCXX|CXXABI)_/.test(version));
+  if (cpp.length > 0) broken.push(`${name} wants ${spell(cpp)} from the system's C++ library`);
+  // Node has its own, and weak ones may be missing; all else without a version is something that glibc 2.28 lacks.
+  const absent = wanted.filter((symbol) => symbol.version === '' && !symbol.weak && !/^(napi|node_api)_/.test(symbol.name));
+  if (absent.length > 0) broken.push(`${name} wants ${spell(absent)}, which glibc ${floor} does not have`);
   const glibc = wanted
     .map(({ version }) => version)
     .filter((version) => version.startsWith('GLIBC_'))

@@ -1,5 +1,5 @@
 // What the static C++ library of GCC 12 on Debian 12 wants from glibc and glibc 2.28 does not have. Hidden: only the library that
-// links this sees it. A name that is missing here is an error of the linker (glibc-stubs.mjs).
+// links this sees it. A name that is missing here has no version in what is linked, which check-package.mjs refuses.
 #include <sys/random.h>
 #include <sys/stat.h>
 

@@ -1,7 +1,7 @@
 // Lets the linker of a new system make binaries for an old glibc: writes libc.so and libm.so that hold no code but only the names of
 // the installed ones, each at its newest version that the old glibc has too. What is linked against them asks for those versions, and
-// what the old glibc lacks is an error of the linker rather than of a user's machine (glibc-since.cc defines the few names that the
-// C++ library wants nevertheless).
+// what the old glibc lacks has no version then, which check-package.mjs finds before a user's machine does (glibc-since.cc defines the
+// few names that the C++ library wants nevertheless).
 //
 // The alternatives were an image of an old distribution, which is slower to get and has an older compiler, and zig's stubs, the same
 // idea with 350 MB of another compiler.
@@ -18,15 +18,16 @@ export function compareVersions(a, b) {
   return 0;
 }
 
-/** The dynamic symbols of a library that objdump -T lists: name, version, whether it is data, size, and whether it is defined there. */
+/** The dynamic symbols of a library as objdump -T lists them: name, version ('' for none), whether data, weak, defined there, size. */
 export function dynamicSymbols(path) {
   const listed = execFileSync('objdump', ['-T', path], { encoding: 'utf8', maxBuffer: 1 << 28 });
-  return [...listed.matchAll(/^[0-9a-f]+ .{6}(.) (\S+)\t([0-9a-f]+)\s+\(?(\w+_[\d.]+)\)?\s+(\S+)$/gm)].map(([, kind, section, size, version, name]) => ({
+  return [...listed.matchAll(/^[0-9a-f]+ (.)(.).{4}(.) (\S+)\t([0-9a-f]+) +(?:(?:Base|\(?(\w+_[\d.]+)\)?) +)?(\S+)$/gm)].map(([, , weak, kind, section, size, version, name]) => ({
     name,
-    version,
+    version: version ?? '',
     data: kind === 'O',
-    size: parseInt(size, 16),
+    weak: weak === 'w',
     defined: section !== '*UND*' && section !== '*ABS*',
+    size: parseInt(size, 16),
   }));
 }
 
@@ -69,7 +70,7 @@ export function linkFlags(folder) {
     '-Wl,--no-as-needed',
     join(system, 'libdl.so.2'), // empty here; where glibc is older than 2.34 they hold dlopen and the threads
     join(system, 'libpthread.so.0'),
-    '-Wl,--as-needed',
     join(system, 'ld-linux-x86-64.so.2'), // __tls_get_addr
+    '-Wl,--as-needed',
   ];
 }

@@ -51,10 +51,11 @@ function install(): Project {
   const tarball = join(base, `mmmamba-${own.version}.tgz`);
   const folder = join(base, hash(tarball));
   const [bin, done] = [join(folder, 'bin'), join(folder, 'done')];
-  const env: NodeJS.ProcessEnv = { HOME: process.env['HOME'], PATH: bin, TMPDIR: tmpdir() };
+  const { HOME, npm_config_cache } = process.env; // where npm keeps what it fetched
+  const env: NodeJS.ProcessEnv = { HOME, npm_config_cache, PATH: bin, TMPDIR: tmpdir() };
   const project = { folder, installed: join(folder, 'node_modules', 'mmmamba'), tarball, version: own.version, env };
   if (existsSync(done)) return project;
-  rmSync(folder, { recursive: true, force: true });
+  for (const name of readdirSync(base)) if (/^[0-9a-f]{16}$/.test(name)) rmSync(join(base, name), { recursive: true }); // of earlier packages
   mkdirSync(bin, { recursive: true });
   const npmCli = execFileSync('npm', ['root', '-g'], { encoding: 'utf8' }).trim();
   symlinkSync(process.execPath, join(bin, 'node'));
