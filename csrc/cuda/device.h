@@ -27,6 +27,8 @@ const Device* findDevice(int index, std::string& reason);
 // Usable devices; 0 with the reason.
 int deviceCount(std::string& reason);
 
+constexpr int kTickets = 1024;
+
 // What MMCall::stream points to.
 struct Stream {
   const Device* device = nullptr;
@@ -35,6 +37,9 @@ struct Stream {
   Staging staging;
   void* gemm = nullptr;  // state of the matrix products (cuda/gemm.h), made when first needed
   Graph* capturing = nullptr;  // the graph that is being captured
+  // kTickets zeros of device memory: blocks of a kernel that find out by them which one ends last leave zeros behind, so that kernels
+  // and replayed graphs, in the stream's order, share them. Null: none.
+  uint32_t* tickets = nullptr;
 
   explicit Stream(const Device* d) : device(d) {}
 };
