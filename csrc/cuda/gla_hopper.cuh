@@ -16,10 +16,10 @@
 // the state in registers. Elementwise work stands between a chunk's arrival and its products, the next chunks arrive meanwhile; a producer
 // warp would have nothing to hide.
 //
-// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.43 / 3.96 ms at L = 103424, 0.15 / 0.38 at L = 8192. By kernel at L = 103424: 0.50,
-// 0.01, 0.92 / 1.02, 0.03, 0.61, 2.30, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.4. With every chunk beyond the split, at
-// L = 32768, 0.94 / 2.9 instead of 0.48 / 1.30. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
-// Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
+// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.43 / 3.96 ms at L = 103424, 0.15 / 0.38 at L = 8192; by kernel at L = 103424
+// 0.50, 0.01, 0.92 / 1.02, 0.03, 0.61, 2.30, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.4. With every chunk beyond the
+// split, at L = 32768, 0.94 / 2.9 instead of 0.48 / 1.30. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 /
+// 0.77. Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
 #pragma once
 #include "cuda/chunk_scan_mma_walk.cuh"
 #include "cuda/common/tma.cuh"
