@@ -1,0 +1,417 @@
+// The forward of the chunk engine (chunk_scan.cuh has the formulas) for Hopper: one pass over memory, bf16 and f16 operands with N = 128
+// and P a multiple of 64, a decay per head or none.
+//
+// Value channels do not meet, so a problem is a batch entry, a head and 64 value channels of it: a state of 64 x 128. A cluster of R
+// blocks works on a problem; in each of its steps they take R consecutive chunks of 128 steps. A block has four warpgroups:
+//   loads    one warp brings k, v and q by bulk copies into rings of two tiles each, another computes the decays
+//   state    what the chunk adds to the state, S_c^T = (rest v)^T k in f32. Block r owns N / R key channels of the state, in registers:
+//            every block sends it that part of its S_c, it passes the state through the R chunks in order, and sends the part of the
+//            state before chunk c to block c, rounded, as a tile of the product q S. A thread sends to its own like only, so that what
+//            it holds of an accumulator stays what it holds of the state.
+//   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
+//            keys. The state comes last, so that its way through the cluster hides behind the other products.
+// The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
+#pragma once
+#include "cuda/chunk_scan_hopper_decay.cuh"
+#include "cuda/chunk_scan_mma_tiles.cuh"
+#include "cuda/common/cluster.cuh"
+#include "cuda/common/tma.cuh"
+#include "cuda/common/wgmma.cuh"
+
+namespace mm::cuda::chunk_scan {
+
+constexpr int kHopperThreads = 512;
+constexpr int kHopperLoadRegisters = 96, kHopperStateRegisters = 128, kHopperOutputRegisters = 144;
+static_assert(kHopperLoadRegisters + kHopperStateRegisters + 2 * kHopperOutputRegisters == 512, "all registers of a multiprocessor");
+
+struct HopperMaps {
+  CUtensorMap queries, keys, values;
+};
+struct HopperTask {
+  int slices, problems, clusters, steps;  // slices of 64 value channels; steps of a problem, R chunks each
+  float* handed;                          // (clusters, 64 x 128): states of problems that a cluster begins and the next one ends
+  int32_t* flags;                         // (clusters, R, 2), zeros: whether a warp's share of them is there
+};
+
+template <int R>
+struct HopperTiles {
+  using Keys = SlabTile<kHopperChunk, 128>;  // and queries
+  using Values = SlabTile<kHopperChunk, kHopperValues>;
+  using State = SlabTile<kHopperValues, 128>;
+  static constexpr int partBytes = State::bytes * 2, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks, f32
+  static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes, state = values + 2 * Values::bytes;
+  static constexpr int parts = state + State::bytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int share = throughs + 4 * R, barriers = share + 32;
+  // Barriers. Rings have two each; the others are the cluster's: S_c's parts here, all of mine used, the state's tile here, and all
+  // of mine used.
+  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
+         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
+  static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
+  static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
+};
+
+// What a cluster does. Clusters share all steps of all problems evenly, in order, each at least those of one problem; so a cluster may
+// begin a problem that the next one ends. It begins with that one, and ends with the one that the last cluster began.
+struct HopperShare {
+  int begun, whole, past, tail, head;  // problems [whole, past) are of this cluster alone; first step of `begun`, steps of `past`
+  __device__ HopperShare(const HopperTask& task, int cluster) {
+    const int64_t all = int64_t(task.problems) * task.steps, from = all * cluster / task.clusters, to = all * (cluster + 1) / task.clusters;
+    begun = int(from / task.steps), past = int(to / task.steps);
+    tail = int(from - int64_t(begun) * task.steps), head = int(to - int64_t(past) * task.steps);
+    whole = begun + (tail > 0);
+  }
+};
+struct HopperWalk {
+  const HopperShare& mine;
+  int problem, step = 0, end, batch, head, column;
+  uint32_t turn = 0;
+  __device__ HopperWalk(const Scan& s, const HopperTask& task, const HopperShare& mine) : mine(mine) {
+    problem = mine.head ? mine.past : mine.whole, end = mine.head ? mine.head : task.steps;
+    find(s, task);
+  }
+  __device__ __forceinline__ bool inside() const { return problem >= 0; }
+  __device__ __forceinline__ void advance(const Scan& s, const HopperTask& task) {
+    turn++;
+    if (++step < end) return;
+    const bool tail = mine.begun < mine.whole;
+    if (tail && problem == mine.begun) problem = -1;
+    else {
+      problem = problem == mine.past ? mine.whole : problem + 1, step = 0, end = task.steps;
+      if (problem >= mine.past) problem = tail ? mine.begun : -1, step = mine.tail;
+      find(s, task);
+    }
+  }
+  __device__ __forceinline__ int stage() const { return int(turn % 2); }
+  __device__ __forceinline__ int ringParity() const { return int(turn / 2 % 2); }
+  __device__ __forceinline__ int parity() const { return int(turn % 2); }
+
+ private:
+  __device__ __forceinline__ void find(const Scan& s, const HopperTask& task) {
+    column = problem % task.slices * kHopperValues;
+    head = problem / task.slices % s.heads, batch = problem / task.slices / s.heads;
+  }
+};
+
+template <class T, int R>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    chunkScanHopperKernel(const __grid_constant__ Scan s, const __grid_constant__ HopperTask task, const __grid_constant__ HopperMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Tiles = HopperTiles<R>;
+  using Keys = typename Tiles::Keys;
+  using Values = typename Tiles::Values;
+  using State = typename Tiles::State;
+  extern __shared__ __align__(1024) char dynamic[];
+  char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
+  const uint32_t base = sharedAddress(shared);
+  const auto bar = [&](int i) { return base + Tiles::barriers + 8 * i; };
+  const int rank = rankInCluster(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, thread = threadIdx.x % 128;
+  const int group = __shfl_sync(kAllLanes, int(threadIdx.x) / 128, 0), cluster = int(blockIdx.x) / R;
+  if (threadIdx.x == 0) {
+    *reinterpret_cast<HopperShare*>(shared + Tiles::share) = HopperShare(task, cluster);
+    for (int i = 0; i < 2; i++) {
+      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL}) initBarrier(bar(b + i), 1);
+      for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
+      initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
+    }
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
+    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
+    fenceBarriers();
+  }
+  syncCluster();
+
+  HopperWalk at(s, task, *reinterpret_cast<const HopperShare*>(shared + Tiles::share));
+  const auto startOf = [&] { return (int64_t(at.step) * R + rank) * kHopperChunk; };
+  const auto decaysOf = [&] { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
+  const auto release = [&](int barrier) {
+    __syncwarp();
+    if (lane == 0) arrive(bar(barrier + at.stage()));
+  };
+  const int g = lane / 4, t = lane % 4;
+
+  if (group == 0) {
+    lowerRegisters<kHopperLoadRegisters>();
+    if (warp == 0 && lane == 0) {
+      for (; at.inside(); at.advance(s, task)) {
+        const int row = int(startOf()), share = s.share(), stage = at.stage(), parity = at.ringParity();
+        const auto fill = [&](int full, int free, int bytes) {
+          waitBarrier(bar(free + stage), parity ^ 1);
+          arriveExpecting(bar(full + stage), uint32_t(bytes));
+          return bar(full + stage);
+        };
+        const uint32_t k = fill(Tiles::KEYS_FULL, Tiles::KEYS_FREE, Keys::bytes);
+        copyTile<Keys>(base + Tiles::keys + stage * Keys::bytes, maps.keys, k, row, at.head / share, at.batch);
+        const uint32_t v = fill(Tiles::VALUES_FULL, Tiles::VALUES_FREE, Values::bytes);
+        copyBox(base + Tiles::values + stage * Values::bytes, maps.values, v, at.column, row, at.head, at.batch);
+        const uint32_t q = fill(Tiles::QUERIES_FULL, Tiles::QUERIES_FREE, Keys::bytes);
+        copyTile<Keys>(base + Tiles::queries + stage * Keys::bytes, maps.queries, q, row, at.head / share, at.batch);
+      }
+    } else if (warp == 1) {
+      for (; at.inside(); at.advance(s, task)) {
+        const int64_t start = startOf(), left = s.length - start;
+        const int rows = int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
+        const HopperSteps steps = hopperSteps(s, at.batch, at.head, start, rows, at.column);
+        waitBarrier(bar(Tiles::DECAYS_FREE + at.stage()), at.ringParity() ^ 1);
+        storeHopperSteps(reinterpret_cast<float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes), steps);
+        release(Tiles::DECAYS_FULL);
+      }
+    } else if (warp >= 2) {
+      // A lane has the parts of that lane of warps warp - 2 and warp of the state's warpgroup:
+      // values p = 16 (warp - 2 + 2 m) + g (+ 8), n = 8 (rank J + j) + 2 t (+ 1)
+      constexpr int J = Tiles::owned;
+      float own[2][4 * J];
+      int32_t* const flags = task.flags + (cluster * R + rank) * 2 + warp - 2;
+      // f(value, place in a state of the call, place among those handed over)
+      const auto forOwned = [&](auto&& f) {
+        const int64_t state = (int64_t(at.batch) * s.heads + at.head) * s.stateSize();
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+          for (int i = 0; i < 4 * J; i++) {
+            const int p = at.column + 16 * (warp - 2 + 2 * m) + g + i % 4 / 2 * 8, n = 8 * (rank * J + i / 4) + 2 * t + i % 2;
+            const int place = (((rank * 2 + warp - 2) * 2 + m) * 4 * J + i) * 32 + lane;
+            f(own[m][i], state + (s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p), place);
+          }
+      };
+      bool first = true;
+      for (; at.inside(); first = at.step + 1 >= at.end, at.advance(s, task)) {
+        if (first && at.step == 0) forOwned([&](float& x, int64_t place, int) { x = s.hasInitial ? s.initial[place] : 0.f; });
+        else if (first) {
+          awaitFlag(flags - 2 * R);
+          const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
+          forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
+        }
+        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
+        waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
+        waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+#pragma unroll 1
+        for (int c = 0; c < R; c++) {
+          const uint32_t tile = inBlock(base + Tiles::state, c), full = inBlock(bar(Tiles::STATE_FULL), c);
+          const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
+#pragma unroll
+          for (int m = 0; m < 2; m++) {
+            float(&x)[4 * J] = own[m];
+            const int source = warp - 2 + 2 * m;
+            uint32_t words[2 * J];
+#pragma unroll
+            for (int i = 0; i < 2 * J; i++) words[i] = pack2<T>(x[4 * (i % J) + i / J * 2], x[4 * (i % J) + i / J * 2 + 1]);
+            // four lanes make four words each into four pieces of 16 bytes
+#pragma unroll
+            for (int i = 0; i < 2 * J; i += 4) {
+              uint32_t piece[4] = {words[i], words[i + 1], words[i + 2], words[i + 3]};
+              transposeQuad(piece);
+              storeInBlock(tile + State::offset(16 * source + g + (i + t) / J * 8, rank * J + (i + t) % J), piece, full);
+            }
+#pragma unroll
+            for (int j = 0; j < J; j++) {
+              const float4 part = *reinterpret_cast<const float4*>(shared + Tiles::parts + ((c * J + j) * 128 + 32 * source + lane) * 16);
+              x[4 * j] = fmaf(through, x[4 * j], part.x), x[4 * j + 1] = fmaf(through, x[4 * j + 1], part.y);
+              x[4 * j + 2] = fmaf(through, x[4 * j + 2], part.z), x[4 * j + 3] = fmaf(through, x[4 * j + 3], part.w);
+            }
+          }
+        }
+        __syncwarp();
+        if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
+        if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
+        else if (at.step + 1 == at.end) {
+          float* handed = task.handed + cluster * kHopperValues * 128;
+          forOwned([&](float& x, int64_t, int place) { handed[place] = x; });
+          raiseFlag(flags);
+        }
+      }
+    }
+  } else if (group == 1) {
+    raiseRegisters<kHopperStateRegisters>();
+    constexpr int J = Tiles::owned;
+    for (; at.inside(); at.advance(s, task)) {
+      const int stage = at.stage();
+      const float* decays = decaysOf();
+      waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
+      waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      uint32_t a[8][4];
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        const int row = 16 * k + lane / 16 * 8 + lane % 8;
+        ldmatrix4Transposed(a[k], base + Tiles::values + stage * Values::bytes + Values::offset(row, 2 * warp + lane / 8 % 2));
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const float2 rest = *reinterpret_cast<const float2*>(decays + REST + 16 * k + 8 * half + 2 * t);
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; i++) {
+            const float2 x = unpack2<T>(a[k][i]);
+            a[k][i] = pack2<T>(x.x * rest.x, x.y * rest.y);
+          }
+        }
+      }
+      const float through = decays[THROUGH];
+      waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
+      float sum[64];
+      const uint64_t keys = tileDescriptor(base + Tiles::keys + stage * Keys::bytes, Keys::slabBytes);
+      fenceProducts();
+#pragma unroll
+      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0);
+      commitProducts();
+      release(Tiles::VALUES_FREE), release(Tiles::DECAYS_FREE);
+      waitProducts<0>();
+      settle(sum);
+      release(Tiles::KEYS_FREE);
+
+      waitBarrier(bar(Tiles::PARTS_FREE), at.parity() ^ 1);
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J * 128 + thread) * 16;
+        const uint32_t full = inBlock(bar(Tiles::PARTS_FULL), r);
+#pragma unroll
+        for (int j = 0; j < J; j++) {
+          const int i = 4 * (r * J + j);
+          storeInBlock(parts + j * 128 * 16, float4{sum[i], sum[i + 1], sum[i + 2], sum[i + 3]}, full);
+        }
+      }
+      if (thread < R)
+        storeInBlock(inBlock(base + Tiles::throughs, thread) + rank * 4, through, inBlock(bar(Tiles::PARTS_FULL), thread));
+    }
+  } else {
+    raiseRegisters<kHopperOutputRegisters>();
+    const auto outputs = [&](auto which) {
+      constexpr int HALF = decltype(which)::value;  // of the chunk's queries
+      const int row = HALF * 64 + 16 * warp + g;    // of the chunk, and 8 more
+      for (; at.inside(); at.advance(s, task)) {
+        const int stage = at.stage();
+        const int64_t start = startOf();
+        const float* decays = decaysOf();
+        const uint64_t queries = tileDescriptor(base + Tiles::queries + stage * Keys::bytes + Keys::rowOffset(HALF * 64));
+        const uint32_t keys = base + Tiles::keys + stage * Keys::bytes;
+        const uint64_t values = tileDescriptor(base + Tiles::values + stage * Values::bytes, Values::slabBytes);
+        float past[32], last[32], y[32], old[32];  // q k^T with the first 64 keys and with those of the diagonal; y; q S
+        const auto score = [&](float(&x)[32], int block) {
+          const uint64_t k = tileDescriptor(keys + Keys::rowOffset(block * 64));
+#pragma unroll
+          for (int i = 0; i < 8; i++)
+            multiply<T, false, false>(x, shifted(queries, Keys::channels(i)), shifted(k, Keys::channels(i)), i > 0);
+          commitProducts();
+        };
+        const auto sumValues = [&](const uint32_t(&a)[4][4], int block) {
+#pragma unroll
+          for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), true);
+          commitProducts();
+        };
+        uint32_t a[4][4], b[4][4];
+        waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
+        waitBarrier(bar(Tiles::QUERIES_FULL + stage), at.ringParity());
+        fenceProducts();
+        if constexpr (HALF == 1) score(past, 0);
+        score(last, HALF);
+        waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
+        waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const float2 skip = *reinterpret_cast<const float2*>(decays + SKIP + 8 * j + 2 * t);
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            float2 x = {0.f, 0.f};
+            if (s.skip.given)
+              x = unpack2<T>(*reinterpret_cast<const uint32_t*>(shared + Tiles::values + stage * Values::bytes +
+                                                                Values::offset(row + 8 * h, j) + 4 * t));
+            y[4 * j + 2 * h] = skip.x * x.x, y[4 * j + 2 * h + 1] = skip.y * x.y;
+          }
+        }
+        const float sums[2] = {decays[SUM + row], decays[SUM + row + 8]};
+        const auto weigh = [&](float(&x)[32], uint32_t(&packed)[4][4], int block, bool diagonal) {
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            const int key = 64 * block + 8 * j + 2 * t;
+            const float2 c = *reinterpret_cast<const float2*>(decays + SUM + key);
+            const float2 w = *reinterpret_cast<const float2*>(decays + WEIGHT + key);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+              x[4 * j + 2 * h] = !diagonal || key <= row + 8 * h ? u : 0.f;
+              x[4 * j + 2 * h + 1] = !diagonal || key < row + 8 * h ? v : 0.f;
+            }
+          }
+#pragma unroll
+          for (int k = 0; k < 4; k++) packStep<T>(packed[k], x, k);
+        };
+        if constexpr (HALF == 1) {
+          waitProducts<1>();
+          settle(past);
+          weigh(past, a, 0, false);
+          fenceProducts();
+          sumValues(a, 0);
+          waitProducts<1>();
+        } else waitProducts<0>();
+        settle(last);
+        release(Tiles::KEYS_FREE);
+        weigh(last, b, HALF, true);
+        fenceProducts();
+        sumValues(b, HALF);
+
+        const int64_t left = s.length - start;
+        const int column = at.column + 8 * t;  // of the first of the lane's pieces of 8 value channels; the second is 32 further
+        uint32_t z[2][2][4];
+        if (s.z.given) {
+#pragma unroll
+          for (int h = 0; h < 2; h++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+              uint4 x = {0, 0, 0, 0};
+              if (row + 8 * h < left)
+                x = *reinterpret_cast<const uint4*>(s.z.at<const T>(at.batch, start + row + 8 * h, at.head) + column + 32 * i);
+              z[h][i][0] = x.x, z[h][i][1] = x.y, z[h][i][2] = x.z, z[h][i][3] = x.w;
+            }
+        }
+        waitProducts<0>();
+        settle(y);
+        release(Tiles::VALUES_FREE);
+        if (HALF == 0 && thread == 0) arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
+        waitBarrier(bar(Tiles::STATE_FULL), at.parity());
+        fenceAsyncProxy();  // the tile came by ordinary stores
+        const uint64_t state = tileDescriptor(base + Tiles::state);
+        fenceProducts();
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+          multiply<T, false, false>(old, shifted(queries, Keys::channels(i)), shifted(state, State::channels(i)), i > 0);
+        commitProducts();
+        const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
+        release(Tiles::DECAYS_FREE);
+        waitProducts<0>();
+        settle(old);
+        release(Tiles::QUERIES_FREE);
+        if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
+
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const bool there = row + 8 * h < left;
+          const int64_t step = start + row + 8 * h;
+          const float inverse = s.normalized && there ? s.inverse[(at.batch * s.length + step) * s.heads + at.head] : 1.f;
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            uint32_t words[4];
+            if (s.z.given) transposeQuad(z[h][i]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+              const int k = 4 * (4 * i + j) + 2 * h;
+              float2 o = {fmaf(ups[h], old[k], y[k]) * inverse, fmaf(ups[h], old[k + 1], y[k + 1]) * inverse};
+              if (s.z.given) {
+                const float2 gate = unpack2<T>(z[h][i][j]);
+                o.x *= silu(gate.x), o.y *= silu(gate.y);
+              }
+              words[j] = pack2<T>(o.x, o.y);
+            }
+            transposeQuad(words);
+            if (there)
+              *reinterpret_cast<uint4*>(s.y.at<T>(at.batch, step, at.head) + column + 32 * i) = {words[0], words[1], words[2], words[3]};
+          }
+        }
+      }
+    };
+    if (group == 2) outputs(std::integral_constant<int, 0>{});
+    else outputs(std::integral_constant<int, 1>{});
+  }
+  syncCluster();
+#else
+  __trap();
+#endif
+}
+
+}  // namespace mm::cuda::chunk_scan
