@@ -271,142 +271,143 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
   } else {
     raiseRegisters<kHopperOutputRegisters>();
-    const auto outputs = [&](auto which) {
-      constexpr int HALF = decltype(which)::value;  // of the chunk's queries
-      const int row = HALF * 64 + 16 * warp + g;    // of the chunk, and 8 more
-      for (; at.inside(); at.advance(s, task)) {
-        const int stage = at.stage();
-        const int64_t start = startOf();
-        const float* decays = decaysOf();
-        const uint64_t queries = tileDescriptor(base + Tiles::queries + stage * Keys::bytes + Keys::rowOffset(HALF * 64));
-        const uint32_t keys = base + Tiles::keys + stage * Keys::bytes;
-        const uint64_t values = tileDescriptor(base + Tiles::values + stage * Values::bytes, Values::slabBytes);
-        float past[32], last[32], y[32], old[32];  // q k^T with the first 64 keys and with those of the diagonal; y; q S
-        const auto score = [&](float(&x)[32], int block) {
-          const uint64_t k = tileDescriptor(keys + Keys::rowOffset(block * 64));
+    // The code is one for both halves and both blocks of 64 keys, as instructions have to come from the cache too.
+    const int half = group - 2;                 // of the chunk's queries
+    const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
+    float x[32], y[32], old[32];                // q k^T with 64 keys, y, q S
+    const auto queries = [&] { return tileDescriptor(base + Tiles::queries + at.stage() * Keys::bytes + Keys::rowOffset(half * 64)); };
+    const auto score = [&](int block) {
+      const uint64_t q = queries(), k = tileDescriptor(base + Tiles::keys + at.stage() * Keys::bytes + Keys::rowOffset(block * 64));
+      fenceProducts();
 #pragma unroll
-          for (int i = 0; i < 8; i++)
-            multiply<T, false, false>(x, shifted(queries, Keys::channels(i)), shifted(k, Keys::channels(i)), i > 0);
-          commitProducts();
-        };
-        const auto sumValues = [&](const uint32_t(&a)[4][4], int block) {
-#pragma unroll
-          for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), true);
-          commitProducts();
-        };
-        uint32_t a[4][4], b[4][4];
-        waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
-        waitBarrier(bar(Tiles::QUERIES_FULL + stage), at.ringParity());
-        fenceProducts();
-        if constexpr (HALF == 1) score(past, 0);
-        score(last, HALF);
-        waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
-        waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      for (int i = 0; i < 8; i++)
+        multiply<T, false, false>(x, shifted(q, Keys::channels(i)), shifted(k, Keys::channels(i)), i > 0);
+      commitProducts();
+    };
+    const auto awaitKeys = [&] {
+      waitBarrier(bar(Tiles::KEYS_FULL + at.stage()), at.ringParity());
+      waitBarrier(bar(Tiles::QUERIES_FULL + at.stage()), at.ringParity());
+    };
+    awaitKeys();
+    score(0);
+    while (at.inside()) {
+      const int stage = at.stage();
+      const char* const valueTile = shared + Tiles::values + stage * Values::bytes;
+      const float* decays = decaysOf();
+      const int64_t start = startOf();
+      waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
+      waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      waitProducts<0>();
+      settle(x);
+      if (s.skip.given) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           const float2 skip = *reinterpret_cast<const float2*>(decays + SKIP + 8 * j + 2 * t);
 #pragma unroll
           for (int h = 0; h < 2; h++) {
-            float2 x = {0.f, 0.f};
-            if (s.skip.given)
-              x = unpack2<T>(*reinterpret_cast<const uint32_t*>(shared + Tiles::values + stage * Values::bytes +
-                                                                Values::offset(row + 8 * h, j) + 4 * t));
-            y[4 * j + 2 * h] = skip.x * x.x, y[4 * j + 2 * h + 1] = skip.y * x.y;
+            const float2 v = unpack2<T>(*reinterpret_cast<const uint32_t*>(valueTile + Values::offset(row + 8 * h, j) + 4 * t));
+            y[4 * j + 2 * h] = skip.x * v.x, y[4 * j + 2 * h + 1] = skip.y * v.y;
           }
         }
-        const float sums[2] = {decays[SUM + row], decays[SUM + row + 8]};
-        const auto weigh = [&](float(&x)[32], uint32_t(&packed)[4][4], int block, bool diagonal) {
+      } else {
 #pragma unroll
-          for (int j = 0; j < 8; j++) {
-            const int key = 64 * block + 8 * j + 2 * t;
-            const float2 c = *reinterpret_cast<const float2*>(decays + SUM + key);
-            const float2 w = *reinterpret_cast<const float2*>(decays + WEIGHT + key);
+        for (int i = 0; i < 32; i++) y[i] = 0.f;
+      }
+      const float sums[2] = {decays[SUM + row], decays[SUM + row + 8]};
+      const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
+#pragma unroll 1
+      for (int block = 0;; block++) {
+        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
+        const float* of = decays + block * 64 + 2 * t;
+        if (block == half) release(Tiles::KEYS_FREE);
+        uint32_t a[4][4];
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
-              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
-              x[4 * j + 2 * h] = !diagonal || key <= row + 8 * h ? u : 0.f;
-              x[4 * j + 2 * h + 1] = !diagonal || key < row + 8 * h ? v : 0.f;
-            }
+        for (int j = 0; j < 8; j++) {
+          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
           }
-#pragma unroll
-          for (int k = 0; k < 4; k++) packStep<T>(packed[k], x, k);
-        };
-        if constexpr (HALF == 1) {
-          waitProducts<1>();
-          settle(past);
-          weigh(past, a, 0, false);
-          fenceProducts();
-          sumValues(a, 0);
-          waitProducts<1>();
-        } else waitProducts<0>();
-        settle(last);
-        release(Tiles::KEYS_FREE);
-        weigh(last, b, HALF, true);
-        fenceProducts();
-        sumValues(b, HALF);
-
-        const int64_t left = s.length - start;
-        const int column = at.column + 8 * t;  // of the first of the lane's pieces of 8 value channels; the second is 32 further
-        uint32_t z[2][2][4];
-        if (s.z.given) {
-#pragma unroll
-          for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-              uint4 x = {0, 0, 0, 0};
-              if (row + 8 * h < left)
-                x = *reinterpret_cast<const uint4*>(s.z.at<const T>(at.batch, start + row + 8 * h, at.head) + column + 32 * i);
-              z[h][i][0] = x.x, z[h][i][1] = x.y, z[h][i][2] = x.z, z[h][i][3] = x.w;
-            }
         }
-        waitProducts<0>();
-        settle(y);
-        release(Tiles::VALUES_FREE);
-        if (HALF == 0 && thread == 0) arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
-        waitBarrier(bar(Tiles::STATE_FULL), at.parity());
-        fenceAsyncProxy();  // the tile came by ordinary stores
-        const uint64_t state = tileDescriptor(base + Tiles::state);
+#pragma unroll
+        for (int k = 0; k < 4; k++) packStep<T>(a[k], x, k);
         fenceProducts();
 #pragma unroll
-        for (int i = 0; i < 8; i++)
-          multiply<T, false, false>(old, shifted(queries, Keys::channels(i)), shifted(state, State::channels(i)), i > 0);
+        for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), true);
         commitProducts();
-        const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
-        release(Tiles::DECAYS_FREE);
+        if (block == half) break;
+        score(block + 1);
         waitProducts<0>();
-        settle(old);
-        release(Tiles::QUERIES_FREE);
-        if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
+        settle(x);
+        settle(y);
+      }
 
+      const int64_t left = s.length - start;
+      const int batch = at.batch, head = at.head, column = at.column + 8 * t;  // the lane's pieces of 8 value channels: here, and 32 further
+      const int stateParity = at.parity();
+      const uint64_t q = queries();
+      uint32_t z[2][2][4];
+      if (s.z.given) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const bool there = row + 8 * h < left;
-          const int64_t step = start + row + 8 * h;
-          const float inverse = s.normalized && there ? s.inverse[(at.batch * s.length + step) * s.heads + at.head] : 1.f;
+        for (int h = 0; h < 2; h++)
 #pragma unroll
           for (int i = 0; i < 2; i++) {
-            uint32_t words[4];
-            if (s.z.given) transposeQuad(z[h][i]);
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-              const int k = 4 * (4 * i + j) + 2 * h;
-              float2 o = {fmaf(ups[h], old[k], y[k]) * inverse, fmaf(ups[h], old[k + 1], y[k + 1]) * inverse};
-              if (s.z.given) {
-                const float2 gate = unpack2<T>(z[h][i][j]);
-                o.x *= silu(gate.x), o.y *= silu(gate.y);
-              }
-              words[j] = pack2<T>(o.x, o.y);
-            }
-            transposeQuad(words);
-            if (there)
-              *reinterpret_cast<uint4*>(s.y.at<T>(at.batch, step, at.head) + column + 32 * i) = {words[0], words[1], words[2], words[3]};
+            uint4 piece = {0, 0, 0, 0};
+            if (row + 8 * h < left)
+              piece = *reinterpret_cast<const uint4*>(s.z.at<const T>(batch, start + row + 8 * h, head) + column + 32 * i);
+            z[h][i][0] = piece.x, z[h][i][1] = piece.y, z[h][i][2] = piece.z, z[h][i][3] = piece.w;
           }
+      }
+      waitProducts<0>();
+      settle(y);
+      release(Tiles::VALUES_FREE);
+      if (half == 0 && thread == 0) arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
+      waitBarrier(bar(Tiles::STATE_FULL), stateParity);
+      fenceAsyncProxy();  // the tile came by ordinary stores
+      const uint64_t state = tileDescriptor(base + Tiles::state);
+      fenceProducts();
+#pragma unroll
+      for (int i = 0; i < 8; i++) multiply<T, false, false>(old, shifted(q, Keys::channels(i)), shifted(state, State::channels(i)), i > 0);
+      commitProducts();
+      at.advance(s, task);
+      if (at.inside()) awaitKeys();
+      score(0);  // of the next step; of what lies there behind the last one
+      const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
+      waitProducts<1>();
+      settle(old);
+      __syncwarp();
+      if (lane == 0) arrive(bar(Tiles::DECAYS_FREE + stage)), arrive(bar(Tiles::QUERIES_FREE + stage));
+      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
+
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const bool there = row + 8 * h < left;
+        const int64_t step = start + row + 8 * h;
+        const float inverse = s.normalized && there ? s.inverse[(batch * s.length + step) * s.heads + head] : 1.f;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          uint32_t words[4];
+          if (s.z.given) transposeQuad(z[h][i]);
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const int k = 4 * (4 * i + j) + 2 * h;
+            float2 o = {fmaf(ups[h], old[k], y[k]) * inverse, fmaf(ups[h], old[k + 1], y[k + 1]) * inverse};
+            if (s.z.given) {
+              const float2 gate = unpack2<T>(z[h][i][j]);
+              o.x *= siluApproximate(gate.x), o.y *= siluApproximate(gate.y);
+            }
+            words[j] = pack2<T>(o.x, o.y);
+          }
+          transposeQuad(words);
+          if (there) *reinterpret_cast<uint4*>(s.y.at<T>(batch, step, head) + column + 32 * i) = {words[0], words[1], words[2], words[3]};
         }
       }
-    };
-    if (group == 2) outputs(std::integral_constant<int, 0>{});
-    else outputs(std::integral_constant<int, 1>{});
+    }
+    waitProducts<0>();
+    settle(x);
   }
   syncCluster();
 #else

@@ -19,6 +19,8 @@ __device__ __forceinline__ float exp2Approximate(float x) {
   return y;
 }
 
+__device__ __forceinline__ float siluApproximate(float x) { return __fdividef(x, 1.f + exp2Approximate(x * -1.44269504f)); }
+
 struct HopperSteps {
   float sum[4], weight[4], rest[4], past[4], skip[2], through;
 };
