@@ -45,7 +45,7 @@ struct HopperTiles {
   // Barriers. Rings have two each; the others are the cluster's: S_c's parts here, all of mine used, the state's tile here, and all
   // of mine used.
   enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
-         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
+         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_READY, STATE_FREE, kBarriers };
   static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
   static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
 };
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
-    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1), initBarrier(bar(Tiles::STATE_READY), 1);
     initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
     fenceBarriers();
   }
@@ -146,13 +146,22 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         copyTile<Keys>(base + Tiles::queries + stage * Keys::bytes, maps.queries, q, row, at.head / share, at.batch);
       }
     } else if (warp == 1) {
-      for (; at.inside(); at.advance(s, task)) {
-        const int64_t start = startOf(), left = s.length - start;
-        const int rows = int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
-        const HopperSteps steps = hopperSteps(s, at.batch, at.head, start, rows, at.column);
-        waitBarrier(bar(Tiles::DECAYS_FREE + at.stage()), at.ringParity() ^ 1);
-        storeHopperSteps(reinterpret_cast<float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes), steps);
-        release(Tiles::DECAYS_FULL);
+      HopperSteps steps;
+      const auto rows = [&] {
+        const int64_t left = s.length - startOf();
+        return int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
+      };
+      if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+      while (at.inside()) {
+        const int stage = at.stage(), parity = at.ringParity();
+        steps.solve(s, rows());
+        const HopperScalars scalars = steps.scalars;
+        at.advance(s, task);
+        if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+        waitBarrier(bar(Tiles::DECAYS_FREE + stage), parity ^ 1);
+        scalars.store(reinterpret_cast<float*>(shared + Tiles::decays + stage * Tiles::decayBytes));
+        __syncwarp();
+        if (lane == 0) arrive(bar(Tiles::DECAYS_FULL + stage));
       }
     } else if (warp >= 2) {
       // A lane has the parts of that lane of warps warp - 2 and warp of the state's warpgroup:
@@ -180,17 +189,25 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
           forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
         }
-        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
+        if (warp == 2 && lane == 0) {
+          arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
+          arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
+        }
         waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
         waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
           const uint32_t tile = inBlock(base + Tiles::state, c), full = inBlock(bar(Tiles::STATE_FULL), c);
           const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
+          float4 part[2][J];
+#pragma unroll
+          for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int j = 0; j < J; j++)
+              part[m][j] = *reinterpret_cast<const float4*>(shared + Tiles::parts + ((c * J + j) * 128 + 32 * (warp - 2 + 2 * m) + lane) * 16);
 #pragma unroll
           for (int m = 0; m < 2; m++) {
             float(&x)[4 * J] = own[m];
-            const int source = warp - 2 + 2 * m;
             uint32_t words[2 * J];
 #pragma unroll
             for (int i = 0; i < 2 * J; i++) words[i] = pack2<T>(x[4 * (i % J) + i / J * 2], x[4 * (i % J) + i / J * 2 + 1]);
@@ -199,18 +216,24 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             for (int i = 0; i < 2 * J; i += 4) {
               uint32_t piece[4] = {words[i], words[i + 1], words[i + 2], words[i + 3]};
               transposeQuad(piece);
-              storeInBlock(tile + State::offset(16 * source + g + (i + t) / J * 8, rank * J + (i + t) % J), piece, full);
+              storeInBlock(tile + State::offset(16 * (warp - 2 + 2 * m) + g + (i + t) / J * 8, rank * J + (i + t) % J), piece, full);
             }
 #pragma unroll
             for (int j = 0; j < J; j++) {
-              const float4 part = *reinterpret_cast<const float4*>(shared + Tiles::parts + ((c * J + j) * 128 + 32 * source + lane) * 16);
-              x[4 * j] = fmaf(through, x[4 * j], part.x), x[4 * j + 1] = fmaf(through, x[4 * j + 1], part.y);
-              x[4 * j + 2] = fmaf(through, x[4 * j + 2], part.z), x[4 * j + 3] = fmaf(through, x[4 * j + 3], part.w);
+              x[4 * j] = fmaf(through, x[4 * j], part[m][j].x), x[4 * j + 1] = fmaf(through, x[4 * j + 1], part[m][j].y);
+              x[4 * j + 2] = fmaf(through, x[4 * j + 2], part[m][j].z), x[4 * j + 3] = fmaf(through, x[4 * j + 3], part[m][j].w);
             }
           }
         }
         __syncwarp();
         if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
+        if (warp == 2) {
+          // The tile comes by ordinary stores. The fence stands here, as it would wait for the stores of outputs there.
+          waitBarrier(bar(Tiles::STATE_FULL), at.parity());
+          fenceAsyncProxy();
+          __syncwarp();
+          if (lane == 0) arrive(bar(Tiles::STATE_READY));
+        }
         if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
         else if (at.step + 1 == at.end) {
           float* handed = task.handed + cluster * kHopperValues * 128;
@@ -364,9 +387,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       waitProducts<0>();
       settle(y);
       release(Tiles::VALUES_FREE);
-      if (half == 0 && thread == 0) arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
-      waitBarrier(bar(Tiles::STATE_FULL), stateParity);
-      fenceAsyncProxy();  // the tile came by ordinary stores
+      waitBarrier(bar(Tiles::STATE_READY), stateParity);
       const uint64_t state = tileDescriptor(base + Tiles::state);
       fenceProducts();
 #pragma unroll

@@ -21,62 +21,86 @@ __device__ __forceinline__ float exp2Approximate(float x) {
 
 __device__ __forceinline__ float siluApproximate(float x) { return __fdividef(x, 1.f + exp2Approximate(x * -1.44269504f)); }
 
-struct HopperSteps {
+// log(1 + exp(x)), relative error 2^-16
+__device__ __forceinline__ float softplusApproximate(float x) {
+  const float e = exp2Approximate(fabsf(x) * -1.44269504f);
+  const float series = e * fmaf(e, fmaf(e, fmaf(e, -0.25f, 0.33333333f), -0.5f), 1.f);
+  return fmaxf(x, 0.f) + (e < 0.02f ? series : __logf(1.f + e));
+}
+
+struct HopperScalars {
   float sum[4], weight[4], rest[4], past[4], skip[2], through;
+  __device__ __forceinline__ void store(float* to) const {
+    const int lane = threadIdx.x % 32;
+    const auto put = [&](int kind, const float (&x)[4]) { *reinterpret_cast<float4*>(to + kind + lane * 4) = {x[0], x[1], x[2], x[3]}; };
+    put(SUM, sum), put(WEIGHT, weight), put(REST, rest), put(PAST, past);
+    *reinterpret_cast<float2*>(to + SKIP + lane * 2) = {skip[0], skip[1]};
+    if (lane == 0) to[THROUGH] = through;
+  }
 };
 
-__device__ __forceinline__ HopperSteps hopperSteps(const Scan& s, int batch, int head, int64_t start, int rows, int column) {
-  HopperSteps r;
-  const int lane = threadIdx.x % 32;
-  const float rate = s.rate.given ? element(s.rate.data, s.rate.dtype, head) : 0.f;
-  const float bias = s.bias.given ? element(s.bias.data, s.bias.dtype, head) : 0.f;
-  const int64_t base = batch * s.step.batch + start * s.step.time + head * s.step.head;
-  float raw[4], w[4];
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    const int t = lane * 4 + e;
-    raw[e] = t < rows && s.step.given ? element(s.step.data, s.step.dtype, base + t * s.step.time) : 0.f;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int p = column + lane * 2 + i;
-    r.skip[i] = s.skip.given ? element(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head) : 0.f;
-  }
-  double c[4], sum = 0;
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    const bool inside = lane * 4 + e < rows;
-    float g = raw[e];
-    w[e] = 1.f;
-    if (s.rate.given) {
-      const float x = raw[e] + bias;
-      w[e] = s.softplus ? softplus(x) : x;
-      g = w[e] * rate;
-    }
-    if (!inside) w[e] = g = 0.f;
-    sum += double(g < kLeastHopperDecay ? kLeastHopperDecay : g);
-    c[e] = sum;
-  }
-  const double total = exclusiveUp(sum);
-  constexpr double kLog2e = 1.4426950408889634;
-#pragma unroll
-  for (int e = 0; e < 4; e++) {
-    c[e] += sum;
-    r.sum[e] = float(c[e] * kLog2e);
-    r.weight[e] = w[e] * s.scale;
-    r.rest[e] = exp2f(float((total - c[e]) * kLog2e)) * w[e];
-    r.past[e] = exp2f(r.sum[e]) * s.scale;
-  }
-  r.through = exp2f(float(total * kLog2e));
-  return r;
-}
+struct HopperSteps {
+  float raw[4], skip[2], rate, bias;
+  HopperScalars scalars;
 
-__device__ __forceinline__ void storeHopperSteps(float* to, const HopperSteps& r) {
-  const int lane = threadIdx.x % 32;
-  const auto put = [&](int kind, const float (&x)[4]) { *reinterpret_cast<float4*>(to + kind + lane * 4) = {x[0], x[1], x[2], x[3]}; };
-  put(SUM, r.sum), put(WEIGHT, r.weight), put(REST, r.rest), put(PAST, r.past);
-  *reinterpret_cast<float2*>(to + SKIP + lane * 2) = {r.skip[0], r.skip[1]};
-  if (lane == 0) to[THROUGH] = r.through;
-}
+  template <class U>
+  __device__ __forceinline__ void loadAs(const Operand& o, int64_t base, int rows) {
+    const U* x = static_cast<const U*>(o.data) + base;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int i = threadIdx.x % 32 * 4 + e;
+      raw[e] = i < rows ? toFloat(x[i * o.time]) : 0.f;
+    }
+  }
+  // Starts to load what solve() needs, rows before `rows`.
+  __device__ __forceinline__ void load(const Scan& s, int batch, int head, int64_t start, int rows, int column) {
+    const int64_t base = batch * s.step.batch + start * s.step.time + head * s.step.head;
+#pragma unroll
+    for (int e = 0; e < 4; e++) raw[e] = 0.f;
+    if (s.step.given) {
+      if (s.step.dtype == MM_F32) loadAs<float>(s.step, base, rows);
+      else if (s.step.dtype == MM_BF16) loadAs<bf16>(s.step, base, rows);
+      else loadAs<f16>(s.step, base, rows);
+    }
+    rate = s.rate.given ? element(s.rate.data, s.rate.dtype, head) : 0.f;
+    bias = s.bias.given ? element(s.bias.data, s.bias.dtype, head) : 0.f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int p = column + threadIdx.x % 32 * 2 + i;
+      skip[i] = s.skip.given ? element(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head) : 0.f;
+    }
+  }
+  __device__ __forceinline__ void solve(const Scan& s, int rows) {
+    const int lane = threadIdx.x % 32;
+    float w[4];
+    double c[4], sum = 0;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const bool inside = lane * 4 + e < rows;
+      float decay = raw[e];
+      w[e] = 1.f;
+      if (s.rate.given) {
+        const float x = raw[e] + bias;
+        w[e] = s.softplus ? softplusApproximate(x) : x;
+        decay = w[e] * rate;
+      }
+      if (!inside) w[e] = decay = 0.f;
+      sum += double(decay < kLeastHopperDecay ? kLeastHopperDecay : decay);
+      c[e] = sum;
+    }
+    const double total = exclusiveUp(sum);
+    constexpr double kLog2e = 1.4426950408889634;
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      c[e] += sum;
+      scalars.sum[e] = float(c[e] * kLog2e);
+      scalars.weight[e] = w[e] * s.scale;
+      scalars.rest[e] = exp2Approximate(float((total - c[e]) * kLog2e)) * w[e];
+      scalars.past[e] = exp2Approximate(scalars.sum[e]) * s.scale;
+    }
+    scalars.through = exp2Approximate(float(total * kLog2e));
+    scalars.skip[0] = skip[0], scalars.skip[1] = skip[1];
+  }
+};
 
 }  // namespace mm::cuda::chunk_scan
