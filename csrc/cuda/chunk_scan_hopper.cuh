@@ -38,14 +38,14 @@ struct HopperTiles {
   using Keys = SlabTile<kHopperChunk, 128>;  // and queries
   using Values = SlabTile<kHopperChunk, kHopperValues>;
   using State = SlabTile<kHopperValues, 128>;
-  static constexpr int partBytes = State::bytes * 2, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks, f32
+  static constexpr int partBytes = State::bytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
   static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes, state = values + 2 * Values::bytes;
-  static constexpr int parts = state + State::bytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int parts = state + 2 * State::bytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
   static constexpr int share = throughs + 4 * R, barriers = share + 32;
-  // Barriers. Rings have two each; the others are the cluster's: S_c's parts here, all of mine used, the state's tile here, and all
-  // of mine used.
-  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
-         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_READY, STATE_FREE, kBarriers };
+  // Barriers, of rings two each. PARTS: S_c's parts of all blocks are here, all have used mine; STATE: the tile is here, products may
+  // read it, all have used mine.
+  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, STATE_FULL = 8, STATE_READY = 10, KEYS_FREE = 12, VALUES_FREE = 14,
+         QUERIES_FREE = 16, DECAYS_FREE = 18, STATE_FREE = 20, PARTS_FULL = 22, PARTS_FREE, kBarriers };
   static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
   static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
 };
@@ -109,12 +109,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (threadIdx.x == 0) {
     *reinterpret_cast<HopperShare*>(shared + Tiles::share) = HopperShare(task, cluster);
     for (int i = 0; i < 2; i++) {
-      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL}) initBarrier(bar(b + i), 1);
+      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL, Tiles::STATE_FULL, Tiles::STATE_READY})
+        initBarrier(bar(b + i), 1);
       for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
-      initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
+      initBarrier(bar(Tiles::QUERIES_FREE + i), 8), initBarrier(bar(Tiles::STATE_FREE + i), 8 * R);
     }
-    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1), initBarrier(bar(Tiles::STATE_READY), 1);
-    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::PARTS_FREE), 2 * R);
     fenceBarriers();
   }
   syncCluster();
@@ -189,50 +189,51 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
           forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
         }
+        const int stage = at.stage();
         if (warp == 2 && lane == 0) {
           arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
-          arriveExpecting(bar(Tiles::STATE_FULL), State::bytes);
+          arriveExpecting(bar(Tiles::STATE_FULL + stage), State::bytes);
         }
         waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
-        waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+        waitBarrier(bar(Tiles::STATE_FREE + stage), at.ringParity() ^ 1);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
-          const uint32_t tile = inBlock(base + Tiles::state, c), full = inBlock(bar(Tiles::STATE_FULL), c);
+          const uint32_t tile = inBlock(base + Tiles::state + stage * State::bytes, c), full = inBlock(bar(Tiles::STATE_FULL + stage), c);
           const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
-          float4 part[2][J];
+          // what S_c adds to own, in words of two neighbours: word i are the values from 4 (i % J) + i / J * 2 on
+          uint4 part[2][J / 2];
 #pragma unroll
           for (int m = 0; m < 2; m++)
 #pragma unroll
-            for (int j = 0; j < J; j++)
-              part[m][j] = *reinterpret_cast<const float4*>(shared + Tiles::parts + ((c * J + j) * 128 + 32 * (warp - 2 + 2 * m) + lane) * 16);
+            for (int i = 0; i < J / 2; i++)
+              part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (warp - 2 + 2 * m) + lane) * 16);
 #pragma unroll
-          for (int m = 0; m < 2; m++) {
-            float(&x)[4 * J] = own[m];
-            uint32_t words[2 * J];
+          for (int m = 0; m < 2; m++)
 #pragma unroll
-            for (int i = 0; i < 2 * J; i++) words[i] = pack2<T>(x[4 * (i % J) + i / J * 2], x[4 * (i % J) + i / J * 2 + 1]);
-            // four lanes make four words each into four pieces of 16 bytes
+            for (int i = 0; i < J / 2; i++) {
+              const uint32_t added[4] = {part[m][i].x, part[m][i].y, part[m][i].z, part[m][i].w};
+              uint32_t words[4];
 #pragma unroll
-            for (int i = 0; i < 2 * J; i += 4) {
-              uint32_t piece[4] = {words[i], words[i + 1], words[i + 2], words[i + 3]};
-              transposeQuad(piece);
-              storeInBlock(tile + State::offset(16 * (warp - 2 + 2 * m) + g + (i + t) / J * 8, rank * J + (i + t) % J), piece, full);
+              for (int k = 0; k < 4; k++) {
+                const int at = 4 * ((4 * i + k) % J) + (4 * i + k) / J * 2;
+                float(&x)[4 * J] = own[m];
+                words[k] = pack2<T>(x[at], x[at + 1]);
+                const float2 add = unpack2<T>(added[k]);
+                x[at] = fmaf(through, x[at], add.x), x[at + 1] = fmaf(through, x[at + 1], add.y);
+              }
+              transposeQuad(words);  // four lanes' words to pieces of 16 bytes
+              const int k = 4 * i + t;
+              storeInBlock(tile + State::offset(16 * (warp - 2 + 2 * m) + g + k / J * 8, rank * J + k % J), words, full);
             }
-#pragma unroll
-            for (int j = 0; j < J; j++) {
-              x[4 * j] = fmaf(through, x[4 * j], part[m][j].x), x[4 * j + 1] = fmaf(through, x[4 * j + 1], part[m][j].y);
-              x[4 * j + 2] = fmaf(through, x[4 * j + 2], part[m][j].z), x[4 * j + 3] = fmaf(through, x[4 * j + 3], part[m][j].w);
-            }
-          }
         }
         __syncwarp();
         if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
         if (warp == 2) {
-          // The tile comes by ordinary stores. The fence stands here, as it would wait for the stores of outputs there.
-          waitBarrier(bar(Tiles::STATE_FULL), at.parity());
+          // The tile comes by ordinary stores. The fence stands here, as it would wait for the stores of y in the outputs' warps.
+          waitBarrier(bar(Tiles::STATE_FULL + stage), at.ringParity());
           fenceAsyncProxy();
           __syncwarp();
-          if (lane == 0) arrive(bar(Tiles::STATE_READY));
+          if (lane == 0) arrive(bar(Tiles::STATE_READY + stage));
         }
         if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
         else if (at.step + 1 == at.end) {
@@ -281,12 +282,17 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       waitBarrier(bar(Tiles::PARTS_FREE), at.parity() ^ 1);
 #pragma unroll
       for (int r = 0; r < R; r++) {
-        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J * 128 + thread) * 16;
+        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J / 2 * 128 + thread) * 16;
         const uint32_t full = inBlock(bar(Tiles::PARTS_FULL), r);
 #pragma unroll
-        for (int j = 0; j < J; j++) {
-          const int i = 4 * (r * J + j);
-          storeInBlock(parts + j * 128 * 16, float4{sum[i], sum[i + 1], sum[i + 2], sum[i + 3]}, full);
+        for (int i = 0; i < J / 2; i++) {
+          uint32_t words[4];
+#pragma unroll
+          for (int k = 0; k < 4; k++) {
+            const int from = 4 * (r * J + (4 * i + k) % J) + (4 * i + k) / J * 2;
+            words[k] = pack2<T>(sum[from], sum[from + 1]);
+          }
+          storeInBlock(parts + i * 128 * 16, words, full);
         }
       }
       if (thread < R)
@@ -368,9 +374,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         settle(y);
       }
 
-      const int64_t left = s.length - start;
-      const int batch = at.batch, head = at.head, column = at.column + 8 * t;  // the lane's pieces of 8 value channels: here, and 32 further
-      const int stateParity = at.parity();
+      // of the lane's two rows: whether they are there, and its pieces of 8 value channels, of which the other is 32 further
+      const bool there[2] = {start + row < s.length, start + row + 8 < s.length};
+      T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;
+      float inverse[2] = {1.f, 1.f};
+      if (s.normalized) {
+        const float* from = s.inverse + (at.batch * s.length + start + row) * s.heads + at.head;
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          if (there[h]) inverse[h] = from[int64_t(8 * h) * s.heads];
+      }
       const uint64_t q = queries();
       uint32_t z[2][2][4];
       if (s.z.given) {
@@ -379,16 +392,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
           for (int i = 0; i < 2; i++) {
             uint4 piece = {0, 0, 0, 0};
-            if (row + 8 * h < left)
-              piece = *reinterpret_cast<const uint4*>(s.z.at<const T>(batch, start + row + 8 * h, head) + column + 32 * i);
+            if (there[h])
+              piece = *reinterpret_cast<const uint4*>(s.z.at<const T>(at.batch, start + row + 8 * h, at.head) + at.column + 8 * t + 32 * i);
             z[h][i][0] = piece.x, z[h][i][1] = piece.y, z[h][i][2] = piece.z, z[h][i][3] = piece.w;
           }
       }
       waitProducts<0>();
       settle(y);
       release(Tiles::VALUES_FREE);
-      waitBarrier(bar(Tiles::STATE_READY), stateParity);
-      const uint64_t state = tileDescriptor(base + Tiles::state);
+      waitBarrier(bar(Tiles::STATE_READY + stage), at.ringParity());
+      const uint64_t state = tileDescriptor(base + Tiles::state + stage * State::bytes);
       fenceProducts();
 #pragma unroll
       for (int i = 0; i < 8; i++) multiply<T, false, false>(old, shifted(q, Keys::channels(i)), shifted(state, State::channels(i)), i > 0);
@@ -401,13 +414,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       settle(old);
       __syncwarp();
       if (lane == 0) arrive(bar(Tiles::DECAYS_FREE + stage)), arrive(bar(Tiles::QUERIES_FREE + stage));
-      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
+      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE + stage), lane));
 
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const bool there = row + 8 * h < left;
-        const int64_t step = start + row + 8 * h;
-        const float inverse = s.normalized && there ? s.inverse[(batch * s.length + step) * s.heads + head] : 1.f;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           uint32_t words[4];
@@ -415,7 +425,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
           for (int j = 0; j < 4; j++) {
             const int k = 4 * (4 * i + j) + 2 * h;
-            float2 o = {fmaf(ups[h], old[k], y[k]) * inverse, fmaf(ups[h], old[k + 1], y[k + 1]) * inverse};
+            float2 o = {fmaf(ups[h], old[k], y[k]) * inverse[h], fmaf(ups[h], old[k + 1], y[k + 1]) * inverse[h]};
             if (s.z.given) {
               const float2 gate = unpack2<T>(z[h][i][j]);
               o.x *= siluApproximate(gate.x), o.y *= siluApproximate(gate.y);
@@ -423,7 +433,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             words[j] = pack2<T>(o.x, o.y);
           }
           transposeQuad(words);
-          if (there) *reinterpret_cast<uint4*>(s.y.at<T>(batch, step, head) + column + 32 * i) = {words[0], words[1], words[2], words[3]};
+          if (there[h]) *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = {words[0], words[1], words[2], words[3]};
         }
       }
     }
