@@ -37,17 +37,26 @@ template <int R>
 struct HopperTiles {
   using Keys = SlabTile<kHopperChunk, 128>;  // and queries
   using Values = SlabTile<kHopperChunk, kHopperValues>;
-  using State = SlabTile<kHopperValues, 128>;
-  static constexpr int partBytes = State::bytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
+  // A state as an operand, 64 rows of 128 key channels: for every block that owns 128 / R of them a slab with rows of 256 / R bytes, whose
+  // pieces of 16 are exchanged as wgmma's 64 or 32 byte swizzle has it.
+  static constexpr int rowBytes = 256 / R, slabBytes = kHopperValues * rowBytes, stateBytes = R * slabBytes;
+  static constexpr int partBytes = stateBytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
   static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes, state = values + 2 * Values::bytes;
-  static constexpr int parts = state + 2 * State::bytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int staged = state + stateBytes, parts = staged + stateBytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
   static constexpr int share = throughs + 4 * R, barriers = share + 32;
-  // Barriers, of rings two each. PARTS: S_c's parts of all blocks are here, all have used mine; STATE: the tile is here, products may
-  // read it, all have used mine.
-  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, STATE_FULL = 8, STATE_READY = 10, KEYS_FREE = 12, VALUES_FREE = 14,
-         QUERIES_FREE = 16, DECAYS_FREE = 18, STATE_FREE = 20, PARTS_FULL = 22, PARTS_FREE, kBarriers };
+  // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
+  // used mine.
+  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
+         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
   static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
   static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
+  __device__ __forceinline__ static uint32_t swizzle(int row) { return uint32_t(R == 4 ? row / 2 % 4 : row / 4 % 2) * 16; }
+  // Descriptor of the i-th 16 key channels of the tile.
+  __device__ __forceinline__ static uint64_t stateDescriptor(uint32_t tile, int i) {
+    const uint32_t address = tile + i * 16 / (128 / R) * slabBytes + i * 32 % rowBytes;
+    return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(8 * rowBytes >> 4) << 32 | uint64_t(R == 4 ? 2 : 3) << 62;
+  }
+  static_assert(R == 4 || R == 8, "swizzles");
 };
 
 // What a cluster does. Clusters share all steps of all problems evenly, in order, each at least those of one problem; so a cluster may
@@ -99,7 +108,6 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   using Tiles = HopperTiles<R>;
   using Keys = typename Tiles::Keys;
   using Values = typename Tiles::Values;
-  using State = typename Tiles::State;
   extern __shared__ __align__(1024) char dynamic[];
   char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
   const uint32_t base = sharedAddress(shared);
@@ -109,12 +117,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (threadIdx.x == 0) {
     *reinterpret_cast<HopperShare*>(shared + Tiles::share) = HopperShare(task, cluster);
     for (int i = 0; i < 2; i++) {
-      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL, Tiles::STATE_FULL, Tiles::STATE_READY})
-        initBarrier(bar(b + i), 1);
+      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL}) initBarrier(bar(b + i), 1);
       for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
-      initBarrier(bar(Tiles::QUERIES_FREE + i), 8), initBarrier(bar(Tiles::STATE_FREE + i), 8 * R);
+      initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
-    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::PARTS_FREE), 2 * R);
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
+    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
     fenceBarriers();
   }
   syncCluster();
@@ -164,9 +172,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         if (lane == 0) arrive(bar(Tiles::DECAYS_FULL + stage));
       }
     } else if (warp >= 2) {
-      // A lane has the parts of that lane of warps warp - 2 and warp of the state's warpgroup:
-      // values p = 16 (warp - 2 + 2 m) + g (+ 8), n = 8 (rank J + j) + 2 t (+ 1)
+      // A lane has the parts of that lane of warps `first` and first + 1 of the state's warpgroup:
+      // values p = 16 (first + m) + g (+ 8), n = 8 (rank J + j) + 2 t (+ 1)
       constexpr int J = Tiles::owned;
+      const int first = 2 * (warp - 2);
       float own[2][4 * J];
       int32_t* const flags = task.flags + (cluster * R + rank) * 2 + warp - 2;
       // f(value, place in a state of the call, place among those handed over)
@@ -176,29 +185,26 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         for (int m = 0; m < 2; m++)
 #pragma unroll
           for (int i = 0; i < 4 * J; i++) {
-            const int p = at.column + 16 * (warp - 2 + 2 * m) + g + i % 4 / 2 * 8, n = 8 * (rank * J + i / 4) + 2 * t + i % 2;
+            const int p = at.column + 16 * (first + m) + g + i % 4 / 2 * 8, n = 8 * (rank * J + i / 4) + 2 * t + i % 2;
             const int place = (((rank * 2 + warp - 2) * 2 + m) * 4 * J + i) * 32 + lane;
             f(own[m][i], state + (s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p), place);
           }
       };
-      bool first = true;
-      for (; at.inside(); first = at.step + 1 >= at.end, at.advance(s, task)) {
-        if (first && at.step == 0) forOwned([&](float& x, int64_t place, int) { x = s.hasInitial ? s.initial[place] : 0.f; });
-        else if (first) {
+      const uint32_t word = (16 * first + g) * Tiles::rowBytes + Tiles::swizzle(g) + 4 * t;  // the lane's first in a slab
+      bool begins = true;
+      for (; at.inside(); begins = at.step + 1 >= at.end, at.advance(s, task)) {
+        if (begins && at.step == 0) forOwned([&](float& x, int64_t place, int) { x = s.hasInitial ? s.initial[place] : 0.f; });
+        else if (begins) {
           awaitFlag(flags - 2 * R);
           const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
           forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
         }
-        const int stage = at.stage();
-        if (warp == 2 && lane == 0) {
-          arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
-          arriveExpecting(bar(Tiles::STATE_FULL + stage), State::bytes);
-        }
+        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
         waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
-        waitBarrier(bar(Tiles::STATE_FREE + stage), at.ringParity() ^ 1);
+        waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
-          const uint32_t tile = inBlock(base + Tiles::state + stage * State::bytes, c), full = inBlock(bar(Tiles::STATE_FULL + stage), c);
           const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
           // what S_c adds to own, in words of two neighbours: word i are the values from 4 (i % J) + i / J * 2 on
           uint4 part[2][J / 2];
@@ -206,35 +212,29 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           for (int m = 0; m < 2; m++)
 #pragma unroll
             for (int i = 0; i < J / 2; i++)
-              part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (warp - 2 + 2 * m) + lane) * 16);
+              part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (first + m) + lane) * 16);
+          char* const slab = shared + Tiles::staged + c * Tiles::slabBytes;
 #pragma unroll
           for (int m = 0; m < 2; m++)
 #pragma unroll
-            for (int i = 0; i < J / 2; i++) {
-              const uint32_t added[4] = {part[m][i].x, part[m][i].y, part[m][i].z, part[m][i].w};
-              uint32_t words[4];
-#pragma unroll
-              for (int k = 0; k < 4; k++) {
-                const int at = 4 * ((4 * i + k) % J) + (4 * i + k) / J * 2;
-                float(&x)[4 * J] = own[m];
-                words[k] = pack2<T>(x[at], x[at + 1]);
-                const float2 add = unpack2<T>(added[k]);
-                x[at] = fmaf(through, x[at], add.x), x[at + 1] = fmaf(through, x[at + 1], add.y);
-              }
-              transposeQuad(words);  // four lanes' words to pieces of 16 bytes
-              const int k = 4 * i + t;
-              storeInBlock(tile + State::offset(16 * (warp - 2 + 2 * m) + g + k / J * 8, rank * J + k % J), words, full);
+            for (int i = 0; i < 2 * J; i++) {
+              const uint4& four = part[m][i / 4];
+              const float2 add = unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
+              float(&x)[4 * J] = own[m];
+              const int k = 4 * (i % J) + i / J * 2;
+              *reinterpret_cast<uint32_t*>(slab + (word ^ i % J * 16) + (16 * m + i / J * 8) * Tiles::rowBytes) = pack2<T>(x[k], x[k + 1]);
+              x[k] = fmaf(through, x[k], add.x), x[k + 1] = fmaf(through, x[k + 1], add.y);
             }
+          fenceAsyncProxy();
+          __syncwarp();
+          if (lane == 0) {
+            const uint32_t rows = 16 * first * Tiles::rowBytes;
+            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), sharedAddress(slab) + rows, 32 * Tiles::rowBytes,
+                        inBlock(bar(Tiles::STATE_FULL), c));
+          }
         }
         __syncwarp();
         if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
-        if (warp == 2) {
-          // The tile comes by ordinary stores. The fence stands here, as it would wait for the stores of y in the outputs' warps.
-          waitBarrier(bar(Tiles::STATE_FULL + stage), at.ringParity());
-          fenceAsyncProxy();
-          __syncwarp();
-          if (lane == 0) arrive(bar(Tiles::STATE_READY + stage));
-        }
         if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
         else if (at.step + 1 == at.end) {
           float* handed = task.handed + cluster * kHopperValues * 128;
@@ -400,11 +400,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       waitProducts<0>();
       settle(y);
       release(Tiles::VALUES_FREE);
-      waitBarrier(bar(Tiles::STATE_READY + stage), at.ringParity());
-      const uint64_t state = tileDescriptor(base + Tiles::state + stage * State::bytes);
+      waitBarrier(bar(Tiles::STATE_FULL), at.parity());
       fenceProducts();
 #pragma unroll
-      for (int i = 0; i < 8; i++) multiply<T, false, false>(old, shifted(q, Keys::channels(i)), shifted(state, State::channels(i)), i > 0);
+      for (int i = 0; i < 8; i++)
+        multiply<T, false, false>(old, shifted(q, Keys::channels(i)), Tiles::stateDescriptor(base + Tiles::state, i), i > 0);
       commitProducts();
       at.advance(s, task);
       if (at.inside()) awaitKeys();
@@ -414,7 +414,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       settle(old);
       __syncwarp();
       if (lane == 0) arrive(bar(Tiles::DECAYS_FREE + stage)), arrive(bar(Tiles::QUERIES_FREE + stage));
-      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE + stage), lane));
+      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 
 #pragma unroll
       for (int h = 0; h < 2; h++) {
