@@ -1,7 +1,5 @@
 #include "cuda/chunk_scan_hopper.cuh"
 
-#include <cstdlib>
-
 namespace mm::cuda::chunk_scan {
 namespace {
 
@@ -69,8 +67,9 @@ bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& st
   const int four = clustersOf<T, 4>(c), eight = clustersOf<T, 8>(c);
   if (!four) return false;
   const int64_t problems = int64_t(s.batch) * s.heads * (s.p / kHopperValues);
-  const char* force = std::getenv("MM_R");
-  const bool wide = force ? atoi(force) == 8 : eight && stepsOf(s, problems, 8, eight) < stepsOf(s, problems, 4, four);
+  // Short sequences leave blocks of a cluster idle, which costs more than launches once there are many.
+  if (s.length <= 2 * kHopperChunk && problems > four) return false;
+  const bool wide = eight && stepsOf(s, problems, 8, eight) < stepsOf(s, problems, 4, four);
   status = wide ? run<T, 8>(c, s, maps, handover, eight) : run<T, 4>(c, s, maps, handover, four);
   return true;
 }
@@ -78,7 +77,7 @@ bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& st
 }  // namespace
 
 bool solveHopperForward(const MMCall* c, const Scan& s, Scratch& scratch, bool run, int32_t& status) {
-  if (deviceOf(c).major != 9 || s.packed || s.n != 128 || s.p % kHopperValues || std::getenv("MM_OLD")) return false;
+  if (deviceOf(c).capability() != 90 || s.packed || s.n != 128 || s.p % kHopperValues) return false;
   if (!wholePieces(s.y) || !wholePieces(s.z) || int64_t(s.batch) * s.heads * (s.p / kHopperValues) > (1 << 24)) return false;
   const int clusters = deviceOf(c).multiprocessors / 4;  // at most
   Handover handover;

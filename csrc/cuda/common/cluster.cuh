@@ -25,8 +25,8 @@ __device__ __forceinline__ uint32_t inBlock(uint32_t address, int rank) {
 __device__ __forceinline__ void syncCluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-// `barrier` is an address of inBlock(). It orders what a block's own threads see, and what other blocks are told of in shared memory; a
-// release to the cluster would first wait until all stores to global memory are done (3 us a step of the chunk engine).
+// `barrier` is an address of inBlock(). For buffers in shared memory that have been read and may be written again; a release to the
+// cluster would first wait until all stores to global memory are done.
 __device__ __forceinline__ void arriveInBlock(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
