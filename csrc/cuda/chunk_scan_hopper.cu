@@ -17,7 +17,10 @@ __global__ void chunkClearFlagsKernel(int32_t* flags, int count) {
   for (int i = threadIdx.x; i < count; i += kFlagThreads) flags[i] = 0;
 }
 
-bool wholePieces(const Operand& o) { return !o.given || (o.batch % 8 == 0 && o.time % 8 == 0 && o.head % 8 == 0); }
+// Whether pieces of 8 elements start at multiples of 8 in every row.
+bool wholePieces(const Scan& s, const Operand& o) {
+  return !o.given || ((s.batch == 1 || o.batch % 8 == 0) && (s.length == 1 || o.time % 8 == 0) && (s.heads == 1 || o.head % 8 == 0));
+}
 
 template <class T, int R>
 int clustersOf(const MMCall* c) {
@@ -49,8 +52,8 @@ int32_t run(const MMCall* c, const Scan& s, const HopperMaps& maps, const Handov
     const int32_t status = launch(c, chunkClearFlagsKernel, dim3(1), dim3(kFlagThreads), 0, handover.flags, task.clusters * R * 2);
     if (status != MM_OK) return status;
   }
-  return launchClusters(c, chunkScanHopperKernel<T, R>, R, dim3(unsigned(task.clusters * R)), dim3(kHopperThreads), HopperTiles<R>::bytes, s,
-                        task, maps);
+  const dim3 grid(unsigned(task.clusters * R));
+  return launchClusters(c, chunkScanHopperKernel<T, R>, R, grid, dim3(kHopperThreads), HopperTiles<R>::bytes, s, task, maps);
 }
 
 template <class T>
@@ -78,7 +81,7 @@ bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& st
 
 bool solveHopperForward(const MMCall* c, const Scan& s, Scratch& scratch, bool run, int32_t& status) {
   if (deviceOf(c).capability() != 90 || s.packed || s.n != 128 || s.p % kHopperValues) return false;
-  if (!wholePieces(s.y) || !wholePieces(s.z) || int64_t(s.batch) * s.heads * (s.p / kHopperValues) > (1 << 24)) return false;
+  if (!wholePieces(s, s.y) || !wholePieces(s, s.z) || int64_t(s.batch) * s.heads * (s.p / kHopperValues) > (1 << 24)) return false;
   const int clusters = deviceOf(c).multiprocessors / 4;  // at most
   Handover handover;
   handover.states = scratch.take<float>(int64_t(clusters) * kHopperValues * 128);
