@@ -5,7 +5,7 @@
 //   --no-cuda      without the CUDA library
 //   --no-onednn    without oneDNN: products of bf16 run at half the speed, those of f32 as fast
 import { execFileSync, spawnSync } from 'node:child_process';
-import { copyFileSync, existsSync, mkdirSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
@@ -56,3 +56,5 @@ await prebuildify({
 });
 // The next local build compiles it with the system's headers again.
 rmSync(join(root, 'build', 'Release', 'obj.target', 'mmmamba', 'csrc', 'cpu', 'onednn.o'), { force: true });
+const made = join(root, 'prebuilds', 'linux-x64');
+for (const name of readdirSync(made)) console.log(`${join(made, name)}  ${(statSync(join(made, name)).size / 1e6).toFixed(1)} MB`);
