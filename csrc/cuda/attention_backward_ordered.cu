@@ -1,0 +1,85 @@
+#include "cuda/attention_backward_ordered.cuh"
+
+#include "ops/attention.h"
+
+namespace mm::cuda {
+namespace {
+
+using namespace ops::attention_bwd;
+
+constexpr int kDim = 128;
+
+TicketOrder ticketOrder(const MMCall* c, const AttentionProblem& p) {
+  const int64_t streams = int64_t(p.sequences) * p.kvHeads, slots = ceilDiv(p.keys, kOrderedKeys);
+  // Sections wide enough for all multiprocessors, but not so many heads at once that their queries fall out of the cache.
+  const int64_t wide = 2 * ceilDiv(deviceOf(c).multiprocessors, slots), limit = wide > 8 ? wide : 8;
+  const int64_t halves = ceilDiv(streams, 2), sections = ceilDiv(streams, halves < limit ? halves : limit);
+  return {int(streams), int(ceilDiv(streams, sections)), int(slots), int(ceilDiv(p.queries, kOrderedQueries))};
+}
+
+struct Parts {
+  float *lse2, *delta, *dQ;
+  int* counters;  // a ticket, then turns
+  int64_t rows, count;
+};
+Parts takeParts(Scratch& s, const AttentionProblem& p, const TicketOrder& order) {
+  Parts parts{};
+  const int64_t tiles = int64_t(p.sequences) * p.heads * order.tiles;
+  parts.rows = tiles * kOrderedQueries, parts.count = 1 + 2 * tiles;
+  parts.lse2 = s.take<float>(parts.rows), parts.delta = s.take<float>(parts.rows), parts.dQ = s.take<float>(parts.rows * kDim);
+  parts.counters = s.take<int>(parts.count);
+  return parts;
+}
+
+template <class T>
+HeadView<T> gradientView(const MMCall* c, int slot) {
+  return hasOut(c, slot) ? headView<T>(out(c, slot)) : HeadView<T>{};
+}
+
+template <class T>
+int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order, const OrderedMaps& maps) {
+  constexpr int kStages = 3, kSlopes = 2, kLate = 1;
+  using Layout = OrderedLayout<kDim, kStages, kSlopes>;
+  Scratch s(c);
+  const Parts parts = takeParts(s, p, order);
+  const OrderedRows rows{headView<const char>(in(c, O)), headView<const char>(in(c, D_O)), data<float>(in(c, LSE)),
+                         has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr, parts.lse2, parts.delta, parts.counters, int(parts.count),
+                         order.tiles * kOrderedQueries};
+  int32_t status = launch(c, attentionOrderedRowsKernel<T, kDim>, dim3(unsigned(ceilDiv(parts.rows, 32))), dim3(256), 0, p, rows);
+  const OrderedOperands<T> x{gradientView<T>(c, DK), gradientView<T>(c, DV), parts.lse2, parts.delta,
+                             parts.dQ, parts.counters + 1, parts.counters};
+  if (!status)
+    status = launch(c, attentionGradientsOrderedKernel<T, kDim, kStages, kSlopes, kLate>, dim3(unsigned(order.tickets())),
+                    dim3(kOrderedThreads), Layout::shared, p, order, x, maps);
+  if (!status)
+    status = launch(c, attentionOrderedQueriesKernel<T, kDim>, dim3(unsigned(parts.rows / kOrderedQueries)), dim3(256), 0, p,
+                    static_cast<const float*>(parts.dQ), order.tiles, headView<T>(out(c, DQ)));
+  return status;
+}
+
+bool takes(const MMCall* c, const AttentionProblem& p) {
+  return !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
+}
+
+}  // namespace
+
+uint64_t orderedBackwardWorkspace(const MMCall* c, const AttentionProblem& p) {
+  if (!takes(c, p)) return 0;
+  Scratch s;
+  takeParts(s, p, ticketOrder(c, p));
+  return s.bytes();
+}
+
+bool runOrderedBackward(const MMCall* c, const AttentionProblem& p, int32_t& status) {
+  static const bool built = builtForHopper(attentionGradientsOrderedKernel<bf16, kDim, 3, 2, 1>);
+  if (!built || !takes(c, p) || !rowsAlign(in(c, O), 8) || !aligned(16, in(c, O).data)) return false;
+  OrderedMaps maps;
+  if (!encodeHeads(maps.q, in(c, Q), kOrderedQueries) || !encodeHeads(maps.dO, in(c, D_O), kOrderedQueries) ||
+      !encodeHeads(maps.k, in(c, K), kOrderedKeys) || !encodeHeads(maps.v, in(c, V), kOrderedKeys))
+    return false;
+  const TicketOrder order = ticketOrder(c, p);
+  dispatchHalf(in(c, Q).dtype, [&](auto type) { return status = run<decltype(type)>(c, p, order, maps); });
+  return true;
+}
+
+}  // namespace mm::cuda

@@ -1,0 +1,408 @@
+// attention, backward, for Hopper in five products, where the kernels of attention_backward_hopper.cuh take seven. With
+// P = exp2(scaleLog2 q k^T - lse2) and dS = P (dO v^T - delta), by tiles of 128 keys, past which the queries of all heads of the
+// group run in tiles of 64:
+//
+//   dV = P^T dO, dK = scale dS^T q   stay in registers
+//   dQ = scale sum over tiles of keys of dS k   is summed in memory, in f32, tile of keys behind tile of keys
+//
+// A block is two consumer warpgroups of 64 keys and a producer warpgroup: one warp streams q and dO, two add dQ to memory. S^T and
+// dP^T are computed so that P^T and dS^T are the a operands of dV and dK as they stand. dS^T also goes to shared memory, where the
+// two warpgroups' halves make the a operand of dQ, of which a warpgroup computes 64 queries by half the channels; that product runs a
+// step late, when the other half has long been there.
+//
+// The order of the sum. A tile of dQ is added to by one block at a time (bulk copies that add), in a fixed order: a counter for each
+// tile and half says how many tiles of keys have been added, and a block waits for its number. Blocks take tickets, and all numbers
+// rise with the tickets, so that a block waits only for blocks that run already. Half of the key-value heads go first: their late keys
+// first, which few queries see, and the queries in ascending order from the diagonal on; then a block comes to a tile two steps behind
+// the block before it, and none waits. The short blocks of the beginning leave at different times, just as the other heads' blocks,
+// early keys first and queries in descending order, want to begin; and all end together.
+//
+// The sums lie in the order of the accumulators, tiles of 64 queries: [half][n-tile of 8 channels][thread][4].
+#pragma once
+#include "cuda/attention_hopper.cuh"
+
+namespace mm::cuda {
+
+constexpr int kOrderedKeys = 128, kOrderedQueries = 64, kOrderedConsumers = 2, kOrderedThreads = 128 * (kOrderedConsumers + 1);
+constexpr int kOrderedRegisters = 240;  // of a consumer
+constexpr int kOrderedProducerRegisters = producerRegisters<kOrderedConsumers, 1, kOrderedRegisters>();
+
+struct OrderedMaps {
+  CUtensorMap q, k, v, dO;
+};
+
+// Tickets: sections of `width` streams (key-value heads of all batch entries), each with `slots` tiles of keys; the last section
+// walks the other way.
+struct TicketOrder {
+  int streams, width, slots, tiles;  // tiles: of queries of a head
+  int tickets() const { return streams * slots; }
+};
+
+template <class T>
+struct OrderedOperands {
+  HeadView<T> dK, dV;
+  const float *lse2, *delta;  // (B, H, tiles * 64): +inf and 0 behind the last query
+  float* dQ;                  // (B, H, tiles) sums
+  int *turns, *ticket;        // (B, H, tiles, 2) added so far; the next ticket
+};
+
+template <int D, int STAGES, int SLOPE_STAGES>
+struct OrderedLayout {
+  static_assert((SLOPE_STAGES & (SLOPE_STAGES - 1)) == 0, "a power of two");
+  using Keys = SlabTile<kOrderedKeys, D>;
+  using Queries = SlabTile<kOrderedQueries, D>;
+  static_assert(Keys::slabs == kOrderedConsumers, "a consumer's half of the channels is a slab");
+  using Slopes = SlabTile<kOrderedKeys, kOrderedQueries>;  // dS^T
+  static constexpr int stat = kOrderedQueries * 4, half = kOrderedQueries * D / 2 * 4;
+  static constexpr int q = 2 * Keys::bytes, dO = q + STAGES * Queries::bytes, slopes = dO + STAGES * Queries::bytes;
+  static constexpr int dQ = slopes + SLOPE_STAGES * Slopes::bytes, lse2 = dQ + 2 * half, delta = lse2 + STAGES * stat;
+  static constexpr int barriers = delta + STAGES * stat, count = 1 + 3 * STAGES + 2 * SLOPE_STAGES + 4;
+  static constexpr int ticket = barriers + count * 8, shared = ticket + 8 + 1024;  // and what aligning the first tile takes
+};
+
+// The tiles of keys that see tile `tile` of a sequence's queries.
+__device__ __forceinline__ Span keyTilesOf(const AttentionProblem& p, const AttentionSequence& s, int tile) {
+  const int first = tile * kOrderedQueries, last = min(first + kOrderedQueries, s.queries) - 1;
+  const int begin = p.keysOf(s, first).begin, end = p.keysOf(s, last).end;
+  return end > begin ? Span{begin / kOrderedKeys, (end + kOrderedKeys - 1) / kOrderedKeys} : Span{0, 0};
+}
+
+// A block's walk past the tiles of queries: up or down, all heads of the group at each tile.
+struct QueryWalk {
+  int tile, head;  // of the group
+  __device__ QueryWalk(Span tiles, bool descending) : tile(descending ? tiles.end - 1 : tiles.begin), head(0) {}
+  __device__ __forceinline__ void advance(bool descending, int group) {
+    if (++head == group) head = 0, tile += descending ? -1 : 1;
+  }
+};
+
+__device__ __forceinline__ int loadAcquire(const int* p) {
+  int v;
+  asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void storeRelease(int* p, int v) {
+  asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// First pass: lse2 and delta of every row, eight lanes a row, and counters and ticket zeroed.
+struct OrderedRows {
+  HeadView<const char> o, dO;  // of 16-bit elements, strides in elements
+  const float *lse, *dLse;
+  float *lse2, *delta;
+  int *counters, count, rows;  // rows: of a head, whole tiles
+};
+template <class T, int D>
+__global__ void __launch_bounds__(256) attentionOrderedRowsKernel(AttentionProblem p, OrderedRows x) {
+  const int64_t thread = int64_t(blockIdx.x) * 256 + threadIdx.x, row = thread / 8;
+  if (thread < x.count) x.counters[thread] = 0;
+  const int lane = threadIdx.x % 8, h = int(row % p.heads), l = int(row / p.heads % x.rows), b = int(row / p.heads / x.rows);
+  float sum = 0.f;
+  if (b < p.sequences && l < p.queries) {
+    const T* o = reinterpret_cast<const T*>(x.o.data) + b * x.o.batch + l * x.o.row + h * x.o.head;
+    const T* dO = reinterpret_cast<const T*>(x.dO.data) + b * x.dO.batch + l * x.dO.row + h * x.dO.head;
+#pragma unroll
+    for (int i = 0; i < D / 64; i++) {
+      const int at = i * 64 + lane * 8;
+      if (at < p.dim) {
+        float a[8], d[8];
+        loadFloats<8>(o + at, a);
+        loadFloats<8>(dO + at, d);
+#pragma unroll
+        for (int e = 0; e < 8; e++) sum = fmaf(a[e], d[e], sum);
+      }
+    }
+  }
+#pragma unroll
+  for (int offset = 4; offset > 0; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+  if (b < p.sequences && lane == 0) {
+    const int64_t head = int64_t(b) * p.heads + h, from = head * p.queries + l, to = head * x.rows + l;
+    const float lse = l < p.queries ? x.lse[from] : -INFINITY;
+    x.delta[to] = l < p.queries && x.dLse ? sum - x.dLse[from] : sum;
+    x.lse2[to] = lse == -INFINITY ? INFINITY : lse * kLog2e;
+  }
+}
+
+template <class T, int D, int STAGES, int SLOPE_STAGES, int LATE>
+__global__ void __launch_bounds__(kOrderedThreads, 1)
+    attentionGradientsOrderedKernel(AttentionProblem p, TicketOrder order, OrderedOperands<T> x, const __grid_constant__ OrderedMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Layout = OrderedLayout<D, STAGES, SLOPE_STAGES>;
+  using Keys = typename Layout::Keys;
+  using Queries = typename Layout::Queries;
+  using Slopes = typename Layout::Slopes;
+  constexpr int QUERIES = kOrderedQueries;
+  extern __shared__ __align__(1024) char dynamic[];
+  char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
+  const uint32_t base = sharedAddress(shared);
+  const uint32_t resident = base + Layout::barriers, qFull = resident + 8, dOFull = qFull + 8 * STAGES, empty = dOFull + 8 * STAGES,
+                 slopesFull = empty + 8 * STAGES, slopesEmpty = slopesFull + 8 * SLOPE_STAGES, dQFull = slopesEmpty + 8 * SLOPE_STAGES,
+                 dQEmpty = dQFull + 8 * 2;
+  if (threadIdx.x == 0) {
+    initBarrier(resident, 1);
+    for (int i = 0; i < STAGES; i++) initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1), initBarrier(empty + 8 * i, 4 * kOrderedConsumers);
+    for (int i = 0; i < SLOPE_STAGES; i++) {
+      initBarrier(slopesFull + 8 * i, 4 * kOrderedConsumers);
+      initBarrier(slopesEmpty + 8 * i, 4 * kOrderedConsumers);
+    }
+    for (int i = 0; i < 2; i++) initBarrier(dQFull + 8 * i, 4), initBarrier(dQEmpty + 8 * i, 1);
+    fenceBarriers();
+    *reinterpret_cast<int*>(shared + Layout::ticket) = atomicAdd(x.ticket, 1);
+  }
+  __syncthreads();
+  const int ticket = *reinterpret_cast<const int*>(shared + Layout::ticket);
+  const int size = order.width * order.slots, section = ticket / size, at = ticket - section * size;
+  const int width = min(order.width, order.streams - section * order.width), stream = section * order.width + at % width;
+  const bool descending = (section + 1) * order.width >= order.streams;  // the walk's direction; that of the keys is the other one
+  const int slot = descending ? at / width : order.slots - 1 - at / width, first = slot * kOrderedKeys, kvHead = stream % p.kvHeads;
+  const AttentionSequence s = p.sequence(stream / p.kvHeads);
+  const Span queries = p.queriesOf(s, first, min(first + kOrderedKeys, s.keys));
+  const Span tiles = queries.end > queries.begin ? Span{queries.begin / QUERIES, (queries.end + QUERIES - 1) / QUERIES} : Span{0, 0};
+  const int steps = (tiles.end - tiles.begin) * p.group;
+  QueryWalk walk(tiles, descending);
+
+  const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  if (group == kOrderedConsumers) {
+    lowerRegisters<kOrderedProducerRegisters>();
+    if (lane != 0 || warp == 3) return;
+    if (warp == 0) {
+      arriveExpecting(resident, 2 * Keys::bytes);
+      copyTile<Keys>(base, maps.k, resident, first, kvHead, s.batch);
+      copyTile<Keys>(base + Keys::bytes, maps.v, resident, first, kvHead, s.batch);
+      Ring<STAGES> ring;
+      for (int step = 0; step < steps; step++, walk.advance(descending, p.group)) {
+        ring.advance();
+        if (step >= STAGES) waitBarrier(empty + 8 * ring.stage, ring.parity ^ 1);
+        const int head = kvHead * p.group + walk.head, query = walk.tile * QUERIES;
+        const int64_t stat = (int64_t(s.batch) * p.heads + head) * order.tiles * QUERIES + query;
+        const uint32_t q = qFull + 8 * ring.stage, dO = dOFull + 8 * ring.stage;
+        arriveExpecting(q, Queries::bytes + Layout::stat);
+        copyTile<Queries>(base + Layout::q + ring.stage * Queries::bytes, maps.q, q, query, head, s.batch);
+        copyBulk(base + Layout::lse2 + ring.stage * Layout::stat, x.lse2 + stat, Layout::stat, q);
+        arriveExpecting(dO, Queries::bytes + Layout::stat);
+        copyTile<Queries>(base + Layout::dO + ring.stage * Queries::bytes, maps.dO, dO, query, head, s.batch);
+        copyBulk(base + Layout::delta + ring.stage * Layout::stat, x.delta + stat, Layout::stat, dO);
+      }
+      return;
+    }
+    // Adds a consumer's half of dQ to memory when the tile's turn has come to this tile of keys.
+    const int half = warp - 1;
+    for (int step = 0; step < steps; step++, walk.advance(descending, p.group)) {
+      const int64_t tile = ((int64_t(s.batch) * p.heads + kvHead * p.group + walk.head) * order.tiles + walk.tile) * 2 + half;
+      const Span users = keyTilesOf(p, s, walk.tile);
+      const int turn = descending ? slot - users.begin : users.end - 1 - slot;
+      float* const to = x.dQ + tile * (Layout::half / 4);
+      const uint32_t from = base + Layout::dQ + half * Layout::half;
+      while (turn && loadAcquire(x.turns + tile) < turn) {}
+      fenceProxies();
+      waitBarrier(dQFull + 8 * half, step & 1);
+      if (turn) addBulk(to, from, Layout::half);
+      else storeBulk(to, from, Layout::half);
+      commitBulk();
+      waitBulkRead();
+      arrive(dQEmpty + 8 * half);
+      waitBulk();
+      fenceProxies();
+      storeRelease(x.turns + tile, turn + 1);
+    }
+    return;
+  }
+
+  raiseRegisters<kOrderedRegisters>();
+  const int key = first + group * 64, offset = s.keys - s.queries;
+  const uint64_t kA = tileDescriptor(base + Keys::rowOffset(group * 64)), vA = shifted(kA, Keys::bytes);
+  const uint64_t kB = tileDescriptor(base + group * Keys::slabBytes, Keys::slabBytes);
+  const uint64_t qB = tileDescriptor(base + Layout::q, Queries::slabBytes), dOB = shifted(qB, Layout::dO - Layout::q);
+  const uint64_t slopesA = tileDescriptor(base + Layout::slopes);
+  const uint32_t slopeRow = base + Layout::slopes + Slopes::rowOffset(group * 64 + warp * 16 + lane % 16);  // stmatrix4: two by two
+  const int slopePiece = lane / 16, swizzle = lane % 8;
+  float dK[D / 2], dV[D / 2], w[QUERIES / 2], dP[QUERIES / 2];
+  uint32_t weights[QUERIES / 16][4], slopes[QUERIES / 16][4];
+#pragma unroll
+  for (int i = 0; i < D / 2; i++) dK[i] = 0.f, dV[i] = 0.f;
+
+  Ring<STAGES> ring;
+  const auto release = [&](uint32_t barrier) {
+    if (lane == 0) arrive(barrier);
+  };
+  const auto issueScores = [&](float (&acc)[QUERIES / 2], uint64_t a, uint64_t b) {  // a b^T over the channels
+    multiplyNew<T, false, false>(acc, a, b);
+#pragma unroll
+    for (int k = 1; k < D / 16; k++)
+      multiply<T, false, false>(acc, shifted(a, Keys::channels(k)), shifted(b, Queries::channels(k)), true);
+    commitProducts();
+  };
+  const auto issueSums = [&](float (&acc)[D / 2], const uint32_t (&a)[QUERIES / 16][4], uint64_t b) {  // over the queries
+#pragma unroll
+    for (int k = 0; k < QUERIES / 16; k++) multiply<T, true>(acc, a[k], shifted(b, Queries::rowOffset(16 * k)), true);
+    commitProducts();
+  };
+  // Of an earlier step, over the block's keys.
+  const auto issueQueryGradient = [&](float (&dQ)[D / 4], int step) {
+    const uint64_t a = shifted(slopesA, step % SLOPE_STAGES * Slopes::bytes);
+    multiplyNew<T, true, true>(dQ, a, kB);
+#pragma unroll
+    for (int k = 1; k < kOrderedKeys / 16; k++)
+      multiply<T, true, true>(dQ, shifted(a, Slopes::rowOffset(16 * k)), shifted(kB, Keys::rowOffset(16 * k)), true);
+    commitProducts();
+  };
+  const auto waitSlopes = [&](int step) { waitBarrier(slopesFull + 8 * (step % SLOPE_STAGES), step / SLOPE_STAGES & 1); };
+  const auto sendQueryGradient = [&](const float (&dQ)[D / 4], int step) {
+    release(slopesEmpty + 8 * (step % SLOPE_STAGES));
+    if (step) waitBarrier(dQEmpty + 8 * group, (step - 1) & 1);
+    float4* to = reinterpret_cast<float4*>(shared + Layout::dQ + group * Layout::half) + threadIdx.x % 128;
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) to[i * 128] = {dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]};
+    fenceAsyncProxy();
+    __syncwarp();
+    release(dQFull + 8 * group);
+  };
+  // A step, with S^T and dP^T under way; leaves dK under way.
+  const auto compute = [&](int step) {
+    const float2* stat = reinterpret_cast<const float2*>(shared + Layout::lse2 + ring.stage * Layout::stat) + lane % 4;
+    waitProducts<1>();
+    settle(w);
+    const int low = walk.tile * QUERIES + offset, high = low + QUERIES - 1;  // key positions of the queries
+    if ((p.right >= 0 && key + 63 > low + p.right) || (p.left >= 0 && key < high - p.left) || key + 64 > s.keys) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int row = key + warp * 16 + h * 8 + lane / 4, j = row - low - lane % 4 * 2;
+        const int from = p.right < 0 ? -QUERIES : j - p.right, to = row >= s.keys ? -1 : p.left < 0 ? QUERIES : j + p.left;
+#pragma unroll
+        for (int n = 0; n < QUERIES / 8; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++)
+            if (n * 8 + e < from || n * 8 + e > to) w[4 * n + 2 * h + e] = -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < QUERIES / 8; n++) {
+      const float2 lse2 = stat[n * 4];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2.x));
+        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2.y));
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < QUERIES / 16; k++) packStep<T>(weights[k], w, k);
+    fenceProducts();
+    issueSums(dV, weights, shifted(dOB, ring.stage * Queries::bytes));
+    waitProducts<1>();
+    settle(dP);
+    const float2* stat2 = reinterpret_cast<const float2*>(shared + Layout::delta + ring.stage * Layout::stat) + lane % 4;
+#pragma unroll
+    for (int n = 0; n < QUERIES / 8; n++) {
+      const float2 delta = stat2[n * 4];
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        dP[4 * n + 2 * h] = w[4 * n + 2 * h] * (dP[4 * n + 2 * h] - delta.x);
+        dP[4 * n + 2 * h + 1] = w[4 * n + 2 * h + 1] * (dP[4 * n + 2 * h + 1] - delta.y);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < QUERIES / 16; k++) packStep<T>(slopes[k], dP, k);
+    const uint32_t made = step % SLOPE_STAGES;
+    if (step >= SLOPE_STAGES) waitBarrier(slopesEmpty + 8 * made, (step / SLOPE_STAGES & 1) ^ 1);
+#pragma unroll
+    for (int k = 0; k < QUERIES / 16; k++)
+      stmatrix4(slopeRow + made * Slopes::bytes + ((2 * k + slopePiece) ^ swizzle) * 16, slopes[k]);
+    fenceAsyncProxy();
+    __syncwarp();
+    release(slopesFull + 8 * made);
+    fenceProducts();
+    issueSums(dK, slopes, shifted(qB, ring.stage * Queries::bytes));
+    waitProducts<1>();  // dV, for the registers of P
+  };
+
+  waitBarrier(resident, 0);
+  if (steps) {
+    ring.advance();
+    waitBarrier(qFull, 0);
+    fenceProducts();
+    issueScores(w, kA, qB);
+    waitBarrier(dOFull, 0);
+    fenceProducts();
+    issueScores(dP, vA, dOB);
+    int step = 0;
+#pragma unroll 1
+    for (;;) {
+      compute(step);
+      if (step + 1 == steps) break;
+      const int late = step - LATE;  // below 0: a product of anything
+      if (late >= 0) waitSlopes(late);
+      const uint32_t done = empty + 8 * ring.stage;
+      ring.advance();
+      waitBarrier(qFull + 8 * ring.stage, ring.parity);
+      fenceProducts();
+      float dQ[D / 4];
+      issueQueryGradient(dQ, late & (SLOPE_STAGES - 1));
+      issueScores(w, kA, shifted(qB, ring.stage * Queries::bytes));
+      waitProducts<1>();
+      release(done);
+      settle(dQ);
+      if (late >= 0) sendQueryGradient(dQ, late);
+      waitBarrier(dOFull + 8 * ring.stage, ring.parity);
+      fenceProducts();
+      issueScores(dP, vA, shifted(dOB, ring.stage * Queries::bytes));
+      walk.advance(descending, p.group);
+      step++;
+    }
+    waitProducts<0>();
+    for (int late = max(0, step - LATE); late <= step; late++) {
+      waitSlopes(late);
+      fenceProducts();
+      float dQ[D / 4];
+      issueQueryGradient(dQ, late);
+      waitProducts<0>();
+      settle(dQ);
+      sendQueryGradient(dQ, late);
+    }
+  }
+
+  settle(dK);
+  settle(dV);
+  syncThreads(1, 128 * kOrderedConsumers);  // the rows of k and v now bring the gradients into whole rows
+  const int row = group * 64 + warp * 16, rows = min(16, s.keys - first - row);
+  const int64_t l = s.firstKey + first + row;
+  if (x.dK.data) storeTile<T, Keys>(shared, row, dK, p.scale, p.scale, x.dK.at(s.batch, l, kvHead), x.dK.row, rows, p.dim, lane);
+  if (x.dV.data) storeTile<T, Keys>(shared + Keys::bytes, row, dV, 1.f, 1.f, x.dV.at(s.batch, l, kvHead), x.dV.row, rows, p.dim, lane);
+#else
+  __trap();
+#endif
+}
+
+// Last pass: the sums of dQ, scaled, as rows. A block a tile, its warps as the consumers' were.
+template <class T, int D>
+__global__ void __launch_bounds__(256) attentionOrderedQueriesKernel(AttentionProblem p, const float* sums, int tiles, HeadView<T> dQ) {
+  const int tile = int(blockIdx.x) % tiles, head = int(blockIdx.x) / tiles % p.heads, b = int(blockIdx.x) / tiles / p.heads;
+  const int half = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, t = lane % 4;
+  const Span users = keyTilesOf(p, p.sequence(b), tile);
+  const float4* from = reinterpret_cast<const float4*>(sums) + (int64_t(blockIdx.x) * 2 + half) * (D * 8) + threadIdx.x % 128;
+  float4 v[D / 16];
+#pragma unroll
+  for (int i = 0; i < D / 16; i++) v[i] = users.end > users.begin ? from[i * 128] : float4{0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+  for (int i = 0; i < D / 16; i += 4)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      // Two channels of four pieces each become one piece of a row: lane t of four gets piece i + t.
+      uint32_t r[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        r[j] = h ? pack2<T>(v[i + j].z * p.scale, v[i + j].w * p.scale) : pack2<T>(v[i + j].x * p.scale, v[i + j].y * p.scale);
+#pragma unroll
+      for (int bit = 1; bit < 4; bit *= 2)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+          if (!(j & bit)) {
+            const uint32_t mine = t & bit ? r[j] : r[j + bit], other = __shfl_xor_sync(0xffffffffu, mine, bit);
+            if (t & bit) r[j] = other;
+            else r[j + bit] = other;
+          }
+      const int row = tile * kOrderedQueries + warp * 16 + h * 8 + lane / 4, channel = half * (D / 2) + (i + t) * 8;
+      if (row < p.queries && channel < p.dim) *reinterpret_cast<uint4*>(dQ.at(b, row, head) + channel) = uint4{r[0], r[1], r[2], r[3]};
+    }
+}
+
+}  // namespace mm::cuda
