@@ -10,24 +10,30 @@ using namespace ops::attention_bwd;
 constexpr int kDim = 128;
 
 TicketOrder ticketOrder(const MMCall* c, const AttentionProblem& p) {
-  const int64_t streams = int64_t(p.sequences) * p.kvHeads, slots = ceilDiv(p.keys, kOrderedKeys);
-  // Sections wide enough for all multiprocessors, but not so many heads at once that their queries fall out of the cache.
-  const int64_t wide = 2 * ceilDiv(deviceOf(c).multiprocessors, slots), limit = wide > 8 ? wide : 8;
-  const int64_t halves = ceilDiv(streams, 2), sections = ceilDiv(streams, halves < limit ? halves : limit);
-  return {int(streams), int(ceilDiv(streams, sections)), int(slots), int(ceilDiv(p.queries, kOrderedQueries))};
+  const int64_t slots = ceilDiv(p.keys, kOrderedKeys), processors = deviceOf(c).multiprocessors;
+  TicketOrder order{};
+  order.group = p.sequences * p.kvHeads * slots <= processors ? 1 : p.group;
+  const int64_t streams = int64_t(p.sequences) * p.heads / order.group;
+  const bool fits = int64_t(p.sequences) * p.heads * p.queries * kDim * 8 <= int64_t(deviceOf(c).l2Bytes) * 3 / 2;  // q, dO and sums
+  order.streams = int(streams), order.slots = int(slots), order.tiles = int(ceilDiv(p.queries, kOrderedQueries));
+  order.width = int(ceilDiv(streams, fits ? 2 : ceilDiv(streams, 16)));
+  return order;
 }
 
 struct Parts {
   float *lse2, *delta, *dQ;
-  int* counters;  // a ticket, then turns
-  int64_t rows, count;
+  float4* keys;
+  int *ticket, *turns, *members;
+  int64_t rows, counters;
 };
 Parts takeParts(Scratch& s, const AttentionProblem& p, const TicketOrder& order) {
-  Parts parts{};
   const int64_t tiles = int64_t(p.sequences) * p.heads * order.tiles;
-  parts.rows = tiles * kOrderedQueries, parts.count = 1 + 2 * tiles;
+  const int64_t sums = order.group < p.group ? int64_t(p.sequences) * p.kvHeads * order.slots : 0;
+  Parts parts{};
+  parts.rows = tiles * kOrderedQueries, parts.counters = 1 + tiles + sums;
   parts.lse2 = s.take<float>(parts.rows), parts.delta = s.take<float>(parts.rows), parts.dQ = s.take<float>(parts.rows * kDim);
-  parts.counters = s.take<int>(parts.count);
+  parts.keys = s.take<float4>(sums * kOrderedKeys * kDim / 2);
+  parts.ticket = s.take<int>(parts.counters), parts.turns = parts.ticket + 1, parts.members = parts.turns + tiles;
   return parts;
 }
 
@@ -43,11 +49,11 @@ int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order
   Scratch s(c);
   const Parts parts = takeParts(s, p, order);
   const OrderedRows rows{headView<const char>(in(c, O)), headView<const char>(in(c, D_O)), data<float>(in(c, LSE)),
-                         has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr, parts.lse2, parts.delta, parts.counters, int(parts.count),
+                         has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr, parts.lse2, parts.delta, parts.ticket, int(parts.counters),
                          order.tiles * kOrderedQueries};
   int32_t status = launch(c, attentionOrderedRowsKernel<T, kDim>, dim3(unsigned(ceilDiv(parts.rows, 32))), dim3(256), 0, p, rows);
   const OrderedOperands<T> x{gradientView<T>(c, DK), gradientView<T>(c, DV), parts.lse2, parts.delta,
-                             parts.dQ, parts.counters + 1, parts.counters};
+                             parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members};
   if (!status)
     status = launch(c, attentionGradientsOrderedKernel<T, kDim, kStages, kSlopes, kLate>, dim3(unsigned(order.tickets())),
                     dim3(kOrderedThreads), Layout::shared, p, order, x, maps);

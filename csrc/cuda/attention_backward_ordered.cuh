@@ -11,11 +11,13 @@
 // step late, when the other half has long been there.
 //
 // The order of the sum. A tile of dQ is added to by one block at a time (bulk copies that add), in a fixed order: a counter for each
-// tile and half says how many tiles of keys have been added, and a block waits for its number. Blocks take tickets, and all numbers
-// rise with the tickets, so that a block waits only for blocks that run already. Half of the key-value heads go first: their late keys
-// first, which few queries see, and the queries in ascending order from the diagonal on; then a block comes to a tile two steps behind
-// the block before it, and none waits. The short blocks of the beginning leave at different times, just as the other heads' blocks,
-// early keys first and queries in descending order, want to begin; and all end together.
+// tile says how many tiles of keys have been added, and a block waits for its number. Blocks take tickets, and all numbers
+// rise with the tickets, so that a block waits only for blocks that run already. Under a causal mask the long blocks, of early keys, go
+// first and walk past the queries in descending order, a step or so behind each other: the tiles that they share stay in the cache, and
+// the short blocks of the end leave no multiprocessor idle. Where all heads' queries fit in the cache, half of the heads go the other
+// way and before: late keys first, queries in ascending order from the diagonal on. There no block waits for another at the start, and
+// each multiprocessor gets a long and a short block. Where even that leaves them idle, the heads of a group are blocks of their own,
+// and dK and dV are summed from one to the next in memory.
 //
 // The sums lie in the order of the accumulators, tiles of 64 queries: [half][n-tile of 8 channels][thread][4].
 #pragma once
@@ -35,6 +37,7 @@ struct OrderedMaps {
 // walks the other way.
 struct TicketOrder {
   int streams, width, slots, tiles;  // tiles: of queries of a head
+  int group;                         // heads of a stream: p.group, or 1 where a stream is a single head
   int tickets() const { return streams * slots; }
 };
 
@@ -43,7 +46,9 @@ struct OrderedOperands {
   HeadView<T> dK, dV;
   const float *lse2, *delta;  // (B, H, tiles * 64): +inf and 0 behind the last query
   float* dQ;                  // (B, H, tiles) sums
-  int *turns, *ticket;        // (B, H, tiles, 2) added so far; the next ticket
+  float4* keys;               // (B, Hk, slots) sums of dK and dV over heads of a group that are streams of their own
+  int *turns, *ticket;        // (B, H, tiles) added to dQ so far; the next ticket
+  int* members;               // (B, Hk, slots) added to `keys` so far
 };
 
 template <int D, int STAGES, int SLOPE_STAGES>
@@ -56,7 +61,7 @@ struct OrderedLayout {
   static constexpr int stat = kOrderedQueries * 4, half = kOrderedQueries * D / 2 * 4;
   static constexpr int q = 2 * Keys::bytes, dO = q + STAGES * Queries::bytes, slopes = dO + STAGES * Queries::bytes;
   static constexpr int dQ = slopes + SLOPE_STAGES * Slopes::bytes, lse2 = dQ + 2 * half, delta = lse2 + STAGES * stat;
-  static constexpr int barriers = delta + STAGES * stat, count = 1 + 3 * STAGES + 2 * SLOPE_STAGES + 4;
+  static constexpr int barriers = delta + STAGES * stat, count = 1 + 3 * STAGES + 2 * SLOPE_STAGES + 3;
   static constexpr int ticket = barriers + count * 8, shared = ticket + 8 + 1024;  // and what aligning the first tile takes
 };
 
@@ -66,6 +71,21 @@ __device__ __forceinline__ Span keyTilesOf(const AttentionProblem& p, const Atte
   const int begin = p.keysOf(s, first).begin, end = p.keysOf(s, last).end;
   return end > begin ? Span{begin / kOrderedKeys, (end + kOrderedKeys - 1) / kOrderedKeys} : Span{0, 0};
 }
+
+// The tile of keys of a ticket.
+struct KeyTile {
+  int width, slot, first, head, batch;  // streams of the section; head: the first one of the stream
+  bool descending;                      // the walk past the queries; that of a section past its tiles of keys is the other one
+  __device__ __forceinline__ KeyTile(const AttentionProblem& p, const TicketOrder& order, int ticket) {
+    const int size = order.width * order.slots, section = ticket / size, at = ticket - section * size;
+    width = min(order.width, order.streams - section * order.width);
+    const int stream = section * order.width + at % width;
+    descending = (section + 1) * order.width >= order.streams;
+    slot = descending ? at / width : order.slots - 1 - at / width, first = slot * kOrderedKeys;
+    head = stream * order.group % p.heads, batch = stream * order.group / p.heads;
+  }
+  __device__ __forceinline__ AttentionSequence sequence(const AttentionProblem& p) const { return {batch, 0, p.queries, 0, p.keys}; }
+};
 
 // A block's walk past the tiles of queries: up or down, all heads of the group at each tile.
 struct QueryWalk {
@@ -83,6 +103,21 @@ __device__ __forceinline__ int loadAcquire(const int* p) {
 }
 __device__ __forceinline__ void storeRelease(int* p, int v) {
   asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// Accumulators of the two consumers as they lie in registers, pieces of four floats.
+template <int R>
+__device__ __forceinline__ void addPieces(float (&d)[R], const float4* from) {
+#pragma unroll
+  for (int i = 0; i < R / 4; i++) {
+    const float4 v = __ldcg(from + i * 128 * kOrderedConsumers);
+    d[4 * i] += v.x, d[4 * i + 1] += v.y, d[4 * i + 2] += v.z, d[4 * i + 3] += v.w;
+  }
+}
+template <int R>
+__device__ __forceinline__ void storePieces(float4* to, const float (&d)[R]) {
+#pragma unroll
+  for (int i = 0; i < R / 4; i++) to[i * 128 * kOrderedConsumers] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
 }
 
 // First pass: lse2 and delta of every row, eight lanes a row, and counters and ticket zeroed.
@@ -137,7 +172,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
   const uint32_t base = sharedAddress(shared);
   const uint32_t resident = base + Layout::barriers, qFull = resident + 8, dOFull = qFull + 8 * STAGES, empty = dOFull + 8 * STAGES,
                  slopesFull = empty + 8 * STAGES, slopesEmpty = slopesFull + 8 * SLOPE_STAGES, dQFull = slopesEmpty + 8 * SLOPE_STAGES,
-                 dQEmpty = dQFull + 8 * 2;
+                 dQEmpty = dQFull + 16;
   if (threadIdx.x == 0) {
     initBarrier(resident, 1);
     for (int i = 0; i < STAGES; i++) initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1), initBarrier(empty + 8 * i, 4 * kOrderedConsumers);
@@ -145,20 +180,20 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       initBarrier(slopesFull + 8 * i, 4 * kOrderedConsumers);
       initBarrier(slopesEmpty + 8 * i, 4 * kOrderedConsumers);
     }
-    for (int i = 0; i < 2; i++) initBarrier(dQFull + 8 * i, 4), initBarrier(dQEmpty + 8 * i, 1);
+    for (int i = 0; i < 2; i++) initBarrier(dQFull + 8 * i, 4 * kOrderedConsumers);
+    initBarrier(dQEmpty, 1);
     fenceBarriers();
     *reinterpret_cast<int*>(shared + Layout::ticket) = atomicAdd(x.ticket, 1);
   }
   __syncthreads();
-  const int ticket = *reinterpret_cast<const int*>(shared + Layout::ticket);
-  const int size = order.width * order.slots, section = ticket / size, at = ticket - section * size;
-  const int width = min(order.width, order.streams - section * order.width), stream = section * order.width + at % width;
-  const bool descending = (section + 1) * order.width >= order.streams;  // the walk's direction; that of the keys is the other one
-  const int slot = descending ? at / width : order.slots - 1 - at / width, first = slot * kOrderedKeys, kvHead = stream % p.kvHeads;
-  const AttentionSequence s = p.sequence(stream / p.kvHeads);
+  const int* const ticket = reinterpret_cast<const int*>(shared + Layout::ticket);
+  const KeyTile own(p, order, *ticket);
+  const bool descending = own.descending;
+  const int first = own.first;
+  const AttentionSequence s = own.sequence(p);
   const Span queries = p.queriesOf(s, first, min(first + kOrderedKeys, s.keys));
   const Span tiles = queries.end > queries.begin ? Span{queries.begin / QUERIES, (queries.end + QUERIES - 1) / QUERIES} : Span{0, 0};
-  const int steps = (tiles.end - tiles.begin) * p.group;
+  const int steps = (tiles.end - tiles.begin) * order.group;
   QueryWalk walk(tiles, descending);
 
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / 128, 0), warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
@@ -167,42 +202,39 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     if (lane != 0 || warp == 3) return;
     if (warp == 0) {
       arriveExpecting(resident, 2 * Keys::bytes);
-      copyTile<Keys>(base, maps.k, resident, first, kvHead, s.batch);
-      copyTile<Keys>(base + Keys::bytes, maps.v, resident, first, kvHead, s.batch);
+      copyTile<Keys>(base, maps.k, resident, first, own.head / p.group, own.batch);
+      copyTile<Keys>(base + Keys::bytes, maps.v, resident, first, own.head / p.group, own.batch);
       Ring<STAGES> ring;
-      for (int step = 0; step < steps; step++, walk.advance(descending, p.group)) {
+      for (int step = 0; step < steps; step++, walk.advance(descending, order.group)) {
         ring.advance();
         if (step >= STAGES) waitBarrier(empty + 8 * ring.stage, ring.parity ^ 1);
-        const int head = kvHead * p.group + walk.head, query = walk.tile * QUERIES;
-        const int64_t stat = (int64_t(s.batch) * p.heads + head) * order.tiles * QUERIES + query;
+        const int head = own.head + walk.head, query = walk.tile * QUERIES;
+        const int64_t stat = (int64_t(own.batch) * p.heads + head) * order.tiles * QUERIES + query;
         const uint32_t q = qFull + 8 * ring.stage, dO = dOFull + 8 * ring.stage;
         arriveExpecting(q, Queries::bytes + Layout::stat);
-        copyTile<Queries>(base + Layout::q + ring.stage * Queries::bytes, maps.q, q, query, head, s.batch);
+        copyTile<Queries>(base + Layout::q + ring.stage * Queries::bytes, maps.q, q, query, head, own.batch);
         copyBulk(base + Layout::lse2 + ring.stage * Layout::stat, x.lse2 + stat, Layout::stat, q);
         arriveExpecting(dO, Queries::bytes + Layout::stat);
-        copyTile<Queries>(base + Layout::dO + ring.stage * Queries::bytes, maps.dO, dO, query, head, s.batch);
+        copyTile<Queries>(base + Layout::dO + ring.stage * Queries::bytes, maps.dO, dO, query, head, own.batch);
         copyBulk(base + Layout::delta + ring.stage * Layout::stat, x.delta + stat, Layout::stat, dO);
       }
       return;
     }
-    // Adds a consumer's half of dQ to memory when the tile's turn has come to this tile of keys.
-    const int half = warp - 1;
-    for (int step = 0; step < steps; step++, walk.advance(descending, p.group)) {
-      const int64_t tile = ((int64_t(s.batch) * p.heads + kvHead * p.group + walk.head) * order.tiles + walk.tile) * 2 + half;
+    // Adds dQ to memory when the tile's turn has come to this tile of keys; two warps in turns, as that takes longer than a step.
+    for (int step = 0; step < steps; step++, walk.advance(descending, order.group)) {
+      if (step % 2 != warp - 1) continue;
+      const int64_t tile = (int64_t(own.batch) * p.heads + own.head + walk.head) * order.tiles + walk.tile;
       const Span users = keyTilesOf(p, s, walk.tile);
-      const int turn = descending ? slot - users.begin : users.end - 1 - slot;
-      float* const to = x.dQ + tile * (Layout::half / 4);
-      const uint32_t from = base + Layout::dQ + half * Layout::half;
+      const int turn = descending ? own.slot - users.begin : users.end - 1 - own.slot;
+      float* const to = x.dQ + tile * (QUERIES * D);
       while (turn && loadAcquire(x.turns + tile) < turn) {}
-      fenceProxies();
-      waitBarrier(dQFull + 8 * half, step & 1);
-      if (turn) addBulk(to, from, Layout::half);
-      else storeBulk(to, from, Layout::half);
+      waitBarrier(dQFull + 8 * (step & 1), step / 2 & 1);
+      if (turn) addBulk(to, base + Layout::dQ, 2 * Layout::half);
+      else storeBulk(to, base + Layout::dQ, 2 * Layout::half);
       commitBulk();
       waitBulkRead();
-      arrive(dQEmpty + 8 * half);
+      arrive(dQEmpty);
       waitBulk();
-      fenceProxies();
       storeRelease(x.turns + tile, turn + 1);
     }
     return;
@@ -249,14 +281,15 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
   const auto waitSlopes = [&](int step) { waitBarrier(slopesFull + 8 * (step % SLOPE_STAGES), step / SLOPE_STAGES & 1); };
   const auto sendQueryGradient = [&](const float (&dQ)[D / 4], int step) {
     release(slopesEmpty + 8 * (step % SLOPE_STAGES));
-    if (step) waitBarrier(dQEmpty + 8 * group, (step - 1) & 1);
+    if (step) waitBarrier(dQEmpty, (step - 1) & 1);
     float4* to = reinterpret_cast<float4*>(shared + Layout::dQ + group * Layout::half) + threadIdx.x % 128;
 #pragma unroll
     for (int i = 0; i < D / 16; i++) to[i * 128] = {dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]};
     fenceAsyncProxy();
     __syncwarp();
-    release(dQFull + 8 * group);
+    release(dQFull + 8 * (step & 1));
   };
+
   // A step, with S^T and dP^T under way; leaves dK under way.
   const auto compute = [&](int step) {
     const float2* stat = reinterpret_cast<const float2*>(shared + Layout::lse2 + ring.stage * Layout::stat) + lane % 4;
@@ -345,7 +378,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       waitBarrier(dOFull + 8 * ring.stage, ring.parity);
       fenceProducts();
       issueScores(dP, vA, shifted(dOB, ring.stage * Queries::bytes));
-      walk.advance(descending, p.group);
+      walk.advance(descending, order.group);
       step++;
     }
     waitProducts<0>();
@@ -363,10 +396,28 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
   settle(dK);
   settle(dV);
   syncThreads(1, 128 * kOrderedConsumers);  // the rows of k and v now bring the gradients into whole rows
-  const int row = group * 64 + warp * 16, rows = min(16, s.keys - first - row);
-  const int64_t l = s.firstKey + first + row;
-  if (x.dK.data) storeTile<T, Keys>(shared, row, dK, p.scale, p.scale, x.dK.at(s.batch, l, kvHead), x.dK.row, rows, p.dim, lane);
-  if (x.dV.data) storeTile<T, Keys>(shared + Keys::bytes, row, dV, 1.f, 1.f, x.dV.at(s.batch, l, kvHead), x.dV.row, rows, p.dim, lane);
+  const KeyTile tile(p, order, *static_cast<const volatile int*>(ticket));  // once more, for registers
+  const int kvHead = tile.head / p.group, member = tile.head % p.group;
+  if (order.group < p.group) {  // the heads of the group, one behind the other
+    const int64_t sum = (int64_t(tile.batch) * p.kvHeads + kvHead) * order.slots + tile.slot;
+    float4* const keys = x.keys + sum * (kOrderedKeys * D / 2) + threadIdx.x;
+    if (member) {
+      if (threadIdx.x == 0)
+        while (loadAcquire(x.members + sum) < member) {}
+      syncThreads(1, 128 * kOrderedConsumers);
+      addPieces(dK, keys), addPieces(dV, keys + kOrderedKeys * D / 4);
+    }
+    if (member + 1 < p.group) {
+      storePieces(keys, dK), storePieces(keys + kOrderedKeys * D / 4, dV);
+      __threadfence();
+      syncThreads(1, 128 * kOrderedConsumers);
+      if (threadIdx.x == 0) storeRelease(x.members + sum, member + 1);
+      return;
+    }
+  }
+  const int row = group * 64 + warp * 16, l = tile.first + row, rows = min(16, p.keys - l);
+  if (x.dK.data) storeTile<T, Keys>(shared, row, dK, p.scale, p.scale, x.dK.at(tile.batch, l, kvHead), x.dK.row, rows, p.dim, lane);
+  if (x.dV.data) storeTile<T, Keys>(shared + Keys::bytes, row, dV, 1.f, 1.f, x.dV.at(tile.batch, l, kvHead), x.dV.row, rows, p.dim, lane);
 #else
   __trap();
 #endif
