@@ -16,7 +16,7 @@ TicketOrder ticketOrder(const MMCall* c, const AttentionProblem& p) {
   const int64_t streams = int64_t(p.sequences) * p.heads / order.group;
   const bool fits = int64_t(p.sequences) * p.heads * p.queries * kDim * 8 <= int64_t(deviceOf(c).l2Bytes) * 3 / 2;  // q, dO and sums
   order.streams = int(streams), order.slots = int(slots), order.tiles = int(ceilDiv(p.queries, kOrderedQueries));
-  order.width = int(ceilDiv(streams, fits ? 2 : ceilDiv(streams, 16)));
+  order.width = int(ceilDiv(streams, fits ? 2 : ceilDiv(streams, 16))), order.ascending = fits && streams > 1;
   return order;
 }
 
@@ -44,8 +44,6 @@ HeadView<T> gradientView(const MMCall* c, int slot) {
 
 template <class T>
 int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order, const OrderedMaps& maps) {
-  constexpr int kStages = 3, kSlopes = 2, kLate = 1;
-  using Layout = OrderedLayout<kDim, kStages, kSlopes>;
   Scratch s(c);
   const Parts parts = takeParts(s, p, order);
   const OrderedRows rows{headView<const char>(in(c, O)), headView<const char>(in(c, D_O)), data<float>(in(c, LSE)),
@@ -55,16 +53,20 @@ int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order
   const OrderedOperands<T> x{gradientView<T>(c, DK), gradientView<T>(c, DV), parts.lse2, parts.delta,
                              parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members};
   if (!status)
-    status = launch(c, attentionGradientsOrderedKernel<T, kDim, kStages, kSlopes, kLate>, dim3(unsigned(order.tickets())),
-                    dim3(kOrderedThreads), Layout::shared, p, order, x, maps);
+    status = launch(c, attentionGradientsOrderedKernel<T, kDim>, dim3(unsigned(order.tickets())),
+                    dim3(kOrderedThreads), OrderedLayout<kDim>::shared, p, order, x, maps);
   if (!status)
     status = launch(c, attentionOrderedQueriesKernel<T, kDim>, dim3(unsigned(parts.rows / kOrderedQueries)), dim3(256), 0, p,
                     static_cast<const float*>(parts.dQ), order.tiles, headView<T>(out(c, DQ)));
   return status;
 }
 
+// The sums of dQ in memory cost with the length, what they save with its square: long sequences, or so few tiles that the seven
+// products would leave multiprocessors idle as well.
 bool takes(const MMCall* c, const AttentionProblem& p) {
-  return !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
+  const int64_t seen = p.left < 0 ? p.keys : int64_t(p.left) + (p.right < 0 ? p.keys : p.right);
+  const bool few = int64_t(p.sequences) * p.kvHeads * ceilDiv(p.keys, kOrderedKeys) <= deviceOf(c).multiprocessors;
+  return (few || (seen >= 2048 && p.queries >= 2048 && p.keys >= 2048)) && !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
 }
 
 }  // namespace
@@ -77,7 +79,7 @@ uint64_t orderedBackwardWorkspace(const MMCall* c, const AttentionProblem& p) {
 }
 
 bool runOrderedBackward(const MMCall* c, const AttentionProblem& p, int32_t& status) {
-  static const bool built = builtForHopper(attentionGradientsOrderedKernel<bf16, kDim, 3, 2, 1>);
+  static const bool built = builtForHopper(attentionGradientsOrderedKernel<bf16, kDim>);
   if (!built || !takes(c, p) || !rowsAlign(in(c, O), 8) || !aligned(16, in(c, O).data)) return false;
   OrderedMaps maps;
   if (!encodeHeads(maps.q, in(c, Q), kOrderedQueries) || !encodeHeads(maps.dO, in(c, D_O), kOrderedQueries) ||

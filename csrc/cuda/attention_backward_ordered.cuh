@@ -26,18 +26,19 @@
 namespace mm::cuda {
 
 constexpr int kOrderedKeys = 128, kOrderedQueries = 64, kOrderedConsumers = 2, kOrderedThreads = 128 * (kOrderedConsumers + 1);
-constexpr int kOrderedRegisters = 240;  // of a consumer
+constexpr int kOrderedStages = 3, kOrderedSlopes = 2;  // buffers of q and dO, and of dS
+constexpr int kOrderedRegisters = 240;                 // of a consumer
 constexpr int kOrderedProducerRegisters = producerRegisters<kOrderedConsumers, 1, kOrderedRegisters>();
 
 struct OrderedMaps {
   CUtensorMap q, k, v, dO;
 };
 
-// Tickets: sections of `width` streams (key-value heads of all batch entries), each with `slots` tiles of keys; the last section
-// walks the other way.
+// Tickets: sections of `width` streams, each stream with `slots` tiles of keys. Streams are key-value heads with all heads of their
+// group or, with group 1, single heads.
 struct TicketOrder {
-  int streams, width, slots, tiles;  // tiles: of queries of a head
-  int group;                         // heads of a stream: p.group, or 1 where a stream is a single head
+  int streams, width, slots, tiles, group;  // tiles: of queries of a head
+  int ascending;                            // sections that walk past the queries in ascending order, the first ones
   int tickets() const { return streams * slots; }
 };
 
@@ -51,17 +52,17 @@ struct OrderedOperands {
   int* members;               // (B, Hk, slots) added to `keys` so far
 };
 
-template <int D, int STAGES, int SLOPE_STAGES>
+template <int D>
 struct OrderedLayout {
-  static_assert((SLOPE_STAGES & (SLOPE_STAGES - 1)) == 0, "a power of two");
+  static constexpr int STAGES = kOrderedStages, SLOPES = kOrderedSlopes;
   using Keys = SlabTile<kOrderedKeys, D>;
   using Queries = SlabTile<kOrderedQueries, D>;
   static_assert(Keys::slabs == kOrderedConsumers, "a consumer's half of the channels is a slab");
   using Slopes = SlabTile<kOrderedKeys, kOrderedQueries>;  // dS^T
   static constexpr int stat = kOrderedQueries * 4, half = kOrderedQueries * D / 2 * 4;
   static constexpr int q = 2 * Keys::bytes, dO = q + STAGES * Queries::bytes, slopes = dO + STAGES * Queries::bytes;
-  static constexpr int dQ = slopes + SLOPE_STAGES * Slopes::bytes, lse2 = dQ + 2 * half, delta = lse2 + STAGES * stat;
-  static constexpr int barriers = delta + STAGES * stat, count = 1 + 3 * STAGES + 2 * SLOPE_STAGES + 3;
+  static constexpr int dQ = slopes + SLOPES * Slopes::bytes, lse2 = dQ + 2 * half, delta = lse2 + STAGES * stat;
+  static constexpr int barriers = delta + STAGES * stat, count = 1 + 3 * STAGES + 2 * SLOPES + 3;
   static constexpr int ticket = barriers + count * 8, shared = ticket + 8 + 1024;  // and what aligning the first tile takes
 };
 
@@ -80,7 +81,7 @@ struct KeyTile {
     const int size = order.width * order.slots, section = ticket / size, at = ticket - section * size;
     width = min(order.width, order.streams - section * order.width);
     const int stream = section * order.width + at % width;
-    descending = (section + 1) * order.width >= order.streams;
+    descending = section >= order.ascending;
     slot = descending ? at / width : order.slots - 1 - at / width, first = slot * kOrderedKeys;
     head = stream * order.group % p.heads, batch = stream * order.group / p.heads;
   }
@@ -158,25 +159,28 @@ __global__ void __launch_bounds__(256) attentionOrderedRowsKernel(AttentionProbl
   }
 }
 
-template <class T, int D, int STAGES, int SLOPE_STAGES, int LATE>
+template <class T, int D>
 __global__ void __launch_bounds__(kOrderedThreads, 1)
     attentionGradientsOrderedKernel(AttentionProblem p, TicketOrder order, OrderedOperands<T> x, const __grid_constant__ OrderedMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Layout = OrderedLayout<D, STAGES, SLOPE_STAGES>;
+  using Layout = OrderedLayout<D>;
   using Keys = typename Layout::Keys;
   using Queries = typename Layout::Queries;
   using Slopes = typename Layout::Slopes;
-  constexpr int QUERIES = kOrderedQueries;
+  constexpr int QUERIES = kOrderedQueries, STAGES = kOrderedStages, SLOPES = kOrderedSlopes;
   extern __shared__ __align__(1024) char dynamic[];
   char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
   const uint32_t base = sharedAddress(shared);
   const uint32_t resident = base + Layout::barriers, qFull = resident + 8, dOFull = qFull + 8 * STAGES, empty = dOFull + 8 * STAGES,
-                 slopesFull = empty + 8 * STAGES, slopesEmpty = slopesFull + 8 * SLOPE_STAGES, dQFull = slopesEmpty + 8 * SLOPE_STAGES,
+                 slopesFull = empty + 8 * STAGES, slopesEmpty = slopesFull + 8 * SLOPES, dQFull = slopesEmpty + 8 * SLOPES,
                  dQEmpty = dQFull + 16;
   if (threadIdx.x == 0) {
     initBarrier(resident, 1);
-    for (int i = 0; i < STAGES; i++) initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1), initBarrier(empty + 8 * i, 4 * kOrderedConsumers);
-    for (int i = 0; i < SLOPE_STAGES; i++) {
+    for (int i = 0; i < STAGES; i++) {
+      initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1);
+      initBarrier(empty + 8 * i, 4 * kOrderedConsumers);
+    }
+    for (int i = 0; i < SLOPES; i++) {
       initBarrier(slopesFull + 8 * i, 4 * kOrderedConsumers);
       initBarrier(slopesEmpty + 8 * i, 4 * kOrderedConsumers);
     }
@@ -257,43 +261,40 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
   const auto release = [&](uint32_t barrier) {
     if (lane == 0) arrive(barrier);
   };
-  const auto issueScores = [&](float (&acc)[QUERIES / 2], uint64_t a, uint64_t b) {  // a b^T over the channels
-    multiplyNew<T, false, false>(acc, a, b);
-#pragma unroll
-    for (int k = 1; k < D / 16; k++)
-      multiply<T, false, false>(acc, shifted(a, Keys::channels(k)), shifted(b, Queries::channels(k)), true);
-    commitProducts();
-  };
-  const auto issueSums = [&](float (&acc)[D / 2], const uint32_t (&a)[QUERIES / 16][4], uint64_t b) {  // over the queries
-#pragma unroll
-    for (int k = 0; k < QUERIES / 16; k++) multiply<T, true>(acc, a[k], shifted(b, Queries::rowOffset(16 * k)), true);
-    commitProducts();
-  };
   // Of an earlier step, over the block's keys.
   const auto issueQueryGradient = [&](float (&dQ)[D / 4], int step) {
-    const uint64_t a = shifted(slopesA, step % SLOPE_STAGES * Slopes::bytes);
+    const uint64_t a = shifted(slopesA, step % SLOPES * Slopes::bytes);
     multiplyNew<T, true, true>(dQ, a, kB);
 #pragma unroll
     for (int k = 1; k < kOrderedKeys / 16; k++)
       multiply<T, true, true>(dQ, shifted(a, Slopes::rowOffset(16 * k)), shifted(kB, Keys::rowOffset(16 * k)), true);
     commitProducts();
   };
-  const auto waitSlopes = [&](int step) { waitBarrier(slopesFull + 8 * (step % SLOPE_STAGES), step / SLOPE_STAGES & 1); };
-  const auto sendQueryGradient = [&](const float (&dQ)[D / 4], int step) {
-    release(slopesEmpty + 8 * (step % SLOPE_STAGES));
-    if (step) waitBarrier(dQEmpty, (step - 1) & 1);
-    float4* to = reinterpret_cast<float4*>(shared + Layout::dQ + group * Layout::half) + threadIdx.x % 128;
-#pragma unroll
-    for (int i = 0; i < D / 16; i++) to[i * 128] = {dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]};
+  const auto waitSlopes = [&](int step) { waitBarrier(slopesFull + 8 * (step % SLOPES), step / SLOPES & 1); };
+  const auto sent = [&](int step) {  // dQ lies in shared memory
     fenceAsyncProxy();
     __syncwarp();
     release(dQFull + 8 * (step & 1));
   };
-
-  // A step, with S^T and dP^T under way; leaves dK under way.
+  float4* const sums = reinterpret_cast<float4*>(shared + Layout::dQ + group * Layout::half) + threadIdx.x % 128;
+  const auto storeSum = [&](const float (&dQ)[D / 4], int i) { sums[i * 128] = {dQ[4 * i], dQ[4 * i + 1], dQ[4 * i + 2], dQ[4 * i + 3]}; };
+  // S^T of a step, and between its products dQ of another one to shared memory.
+  const auto issueScores = [&](bool send, const float (&dQ)[D / 4]) {
+    const uint64_t b = shifted(qB, ring.stage * Queries::bytes);
+    fenceProducts();
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+      if (i == 0) multiplyNew<T, false, false>(w, kA, b);
+      else multiply<T, false, false>(w, shifted(kA, Keys::channels(i)), shifted(b, Queries::channels(i)), true);
+      if (send) storeSum(dQ, i);
+    }
+    commitProducts();
+  };
+  // A step, with S^T under way; leaves dK under way.
   const auto compute = [&](int step) {
-    const float2* stat = reinterpret_cast<const float2*>(shared + Layout::lse2 + ring.stage * Layout::stat) + lane % 4;
-    waitProducts<1>();
+    const float2* lse2s = reinterpret_cast<const float2*>(shared + Layout::lse2 + ring.stage * Layout::stat) + lane % 4;
+    const float2* deltas = reinterpret_cast<const float2*>(shared + Layout::delta + ring.stage * Layout::stat) + lane % 4;
+    waitProducts<0>();
     settle(w);
     const int low = walk.tile * QUERIES + offset, high = low + QUERIES - 1;  // key positions of the queries
     if ((p.right >= 0 && key + 63 > low + p.right) || (p.left >= 0 && key < high - p.left) || key + 64 > s.keys) {
@@ -308,25 +309,35 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
             if (n * 8 + e < from || n * 8 + e > to) w[4 * n + 2 * h + e] = -INFINITY;
       }
     }
+    const uint64_t qStage = shifted(qB, ring.stage * Queries::bytes), dOStage = shifted(dOB, ring.stage * Queries::bytes);
+    float2 lse2[QUERIES / 8];
+#pragma unroll
+    for (int n = 0; n < 2; n++) lse2[n] = lse2s[n * 4];
+    waitBarrier(dOFull + 8 * ring.stage, ring.parity);
+    fenceProducts();
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
-      const float2 lse2 = stat[n * 4];
+      if (n == 0) multiplyNew<T, false, false>(dP, vA, dOStage);
+      else multiply<T, false, false>(dP, shifted(vA, Keys::channels(n)), shifted(dOStage, Queries::channels(n)), true);
+      if (n + 2 < QUERIES / 8) lse2[n + 2] = lse2s[(n + 2) * 4];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2.x));
-        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2.y));
+        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2[n].x));
+        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2[n].y));
       }
     }
+    commitProducts();
 #pragma unroll
     for (int k = 0; k < QUERIES / 16; k++) packStep<T>(weights[k], w, k);
     fenceProducts();
-    issueSums(dV, weights, shifted(dOB, ring.stage * Queries::bytes));
+#pragma unroll
+    for (int k = 0; k < QUERIES / 16; k++) multiply<T, true>(dV, weights[k], shifted(dOStage, Queries::rowOffset(16 * k)), true);
+    commitProducts();
     waitProducts<1>();
     settle(dP);
-    const float2* stat2 = reinterpret_cast<const float2*>(shared + Layout::delta + ring.stage * Layout::stat) + lane % 4;
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
-      const float2 delta = stat2[n * 4];
+      const float2 delta = deltas[n * 4];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         dP[4 * n + 2 * h] = w[4 * n + 2 * h] * (dP[4 * n + 2 * h] - delta.x);
@@ -335,61 +346,63 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     }
 #pragma unroll
     for (int k = 0; k < QUERIES / 16; k++) packStep<T>(slopes[k], dP, k);
-    const uint32_t made = step % SLOPE_STAGES;
-    if (step >= SLOPE_STAGES) waitBarrier(slopesEmpty + 8 * made, (step / SLOPE_STAGES & 1) ^ 1);
+    const uint32_t made = step % SLOPES;
+    if (step >= SLOPES) waitBarrier(slopesEmpty + 8 * made, (step / SLOPES & 1) ^ 1);
+    fenceProducts();
 #pragma unroll
-    for (int k = 0; k < QUERIES / 16; k++)
+    for (int k = 0; k < QUERIES / 16; k++) {
+      multiply<T, true>(dK, slopes[k], shifted(qStage, Queries::rowOffset(16 * k)), true);
       stmatrix4(slopeRow + made * Slopes::bytes + ((2 * k + slopePiece) ^ swizzle) * 16, slopes[k]);
+    }
+    commitProducts();
     fenceAsyncProxy();
     __syncwarp();
     release(slopesFull + 8 * made);
-    fenceProducts();
-    issueSums(dK, slopes, shifted(qB, ring.stage * Queries::bytes));
     waitProducts<1>();  // dV, for the registers of P
   };
 
   waitBarrier(resident, 0);
   if (steps) {
+    float dQ[D / 4] = {};
     ring.advance();
     waitBarrier(qFull, 0);
-    fenceProducts();
-    issueScores(w, kA, qB);
-    waitBarrier(dOFull, 0);
-    fenceProducts();
-    issueScores(dP, vA, dOB);
+    issueScores(false, dQ);
     int step = 0;
 #pragma unroll 1
     for (;;) {
       compute(step);
       if (step + 1 == steps) break;
-      const int late = step - LATE;  // below 0: a product of anything
+      const uint32_t used = empty + 8 * ring.stage;
+      const int late = step - 1;  // below 0: a product of anything
       if (late >= 0) waitSlopes(late);
-      const uint32_t done = empty + 8 * ring.stage;
-      ring.advance();
-      waitBarrier(qFull + 8 * ring.stage, ring.parity);
       fenceProducts();
       float dQ[D / 4];
-      issueQueryGradient(dQ, late & (SLOPE_STAGES - 1));
-      issueScores(w, kA, shifted(qB, ring.stage * Queries::bytes));
-      waitProducts<1>();
-      release(done);
+      issueQueryGradient(dQ, late & (SLOPES - 1));
+      ring.advance();
+      waitBarrier(qFull + 8 * ring.stage, ring.parity);
+      if (late > 0) waitBarrier(dQEmpty, (late - 1) & 1);
+      waitProducts<0>();
       settle(dQ);
-      if (late >= 0) sendQueryGradient(dQ, late);
-      waitBarrier(dOFull + 8 * ring.stage, ring.parity);
-      fenceProducts();
-      issueScores(dP, vA, shifted(dOB, ring.stage * Queries::bytes));
+      release(used);
+      if (late >= 0) release(slopesEmpty + 8 * (late % SLOPES));
+      issueScores(late >= 0, dQ);
+      if (late >= 0) sent(late);
       walk.advance(descending, order.group);
       step++;
     }
     waitProducts<0>();
-    for (int late = max(0, step - LATE); late <= step; late++) {
+    for (int late = max(0, step - 1); late <= step; late++) {
       waitSlopes(late);
       fenceProducts();
       float dQ[D / 4];
       issueQueryGradient(dQ, late);
       waitProducts<0>();
       settle(dQ);
-      sendQueryGradient(dQ, late);
+      release(slopesEmpty + 8 * (late % SLOPES));
+      if (late > 0) waitBarrier(dQEmpty, (late - 1) & 1);
+#pragma unroll
+      for (int i = 0; i < D / 16; i++) storeSum(dQ, i);
+      sent(late);
     }
   }
 
