@@ -16,7 +16,8 @@ TicketOrder ticketOrder(const MMCall* c, const AttentionProblem& p) {
   const int64_t streams = int64_t(p.sequences) * p.heads / order.group;
   const bool fits = int64_t(p.sequences) * p.heads * p.queries * kDim * 8 <= int64_t(deviceOf(c).l2Bytes) * 3 / 2;  // q, dO and sums
   order.streams = int(streams), order.slots = int(slots), order.tiles = int(ceilDiv(p.queries, kOrderedQueries));
-  order.width = int(ceilDiv(streams, fits ? 2 : ceilDiv(streams, 16))), order.ascending = fits && streams > 1;
+  const int64_t together = slots < 256 ? 16 : 4;  // long sequences: few streams with many blocks each
+  order.width = int(ceilDiv(streams, fits ? 2 : ceilDiv(streams, together))), order.ascending = fits && streams > 1;
   return order;
 }
 
@@ -66,7 +67,8 @@ int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order
 bool takes(const MMCall* c, const AttentionProblem& p) {
   const int64_t seen = p.left < 0 ? p.keys : int64_t(p.left) + (p.right < 0 ? p.keys : p.right);
   const bool few = int64_t(p.sequences) * p.kvHeads * ceilDiv(p.keys, kOrderedKeys) <= deviceOf(c).multiprocessors;
-  return (few || (seen >= 2048 && p.queries >= 2048 && p.keys >= 2048)) && !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
+  const bool many = seen >= 2048 && p.queries >= 2048 && p.keys >= 2048;
+  return (few || many) && !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
 }
 
 }  // namespace

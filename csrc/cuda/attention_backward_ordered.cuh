@@ -27,6 +27,7 @@ namespace mm::cuda {
 
 constexpr int kOrderedKeys = 128, kOrderedQueries = 64, kOrderedConsumers = 2, kOrderedThreads = 128 * (kOrderedConsumers + 1);
 constexpr int kOrderedStages = 3, kOrderedSlopes = 2;  // buffers of q and dO, and of dS
+constexpr int kOrderedLead = 7;                        // steps, see the producer
 constexpr int kOrderedRegisters = 240;                 // of a consumer
 constexpr int kOrderedProducerRegisters = producerRegisters<kOrderedConsumers, 1, kOrderedRegisters>();
 
@@ -94,6 +95,17 @@ struct QueryWalk {
   __device__ QueryWalk(Span tiles, bool descending) : tile(descending ? tiles.end - 1 : tiles.begin), head(0) {}
   __device__ __forceinline__ void advance(bool descending, int group) {
     if (++head == group) head = 0, tile += descending ? -1 : 1;
+  }
+};
+
+// A block's place among those that add to the tile of dQ at which a walk stands.
+struct Turn {
+  int64_t tile;  // of all heads
+  int number, count;
+  __device__ __forceinline__ Turn(const AttentionProblem& p, const TicketOrder& order, const KeyTile& own, const QueryWalk& walk) {
+    const Span users = keyTilesOf(p, own.sequence(p), walk.tile);
+    tile = (int64_t(own.batch) * p.heads + own.head + walk.head) * order.tiles + walk.tile;
+    number = own.descending ? own.slot - users.begin : users.end - 1 - own.slot, count = users.end - users.begin;
   }
 };
 
@@ -209,9 +221,21 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       copyTile<Keys>(base, maps.k, resident, first, own.head / p.group, own.batch);
       copyTile<Keys>(base + Keys::bytes, maps.v, resident, first, own.head / p.group, own.batch);
       Ring<STAGES> ring;
+      QueryWalk behind = walk;
+      bool followed = false;  // the next tile of keys has a block
       for (int step = 0; step < steps; step++, walk.advance(descending, order.group)) {
         ring.advance();
         if (step >= STAGES) waitBarrier(empty + 8 * ring.stage, ring.parity ^ 1);
+        // A block that has run away from the one behind it finds no tile in the cache that the other one leaves, and the other one
+        // none of its own: it loads a tile only when the tile some steps back has been added to by both. (dQ of a step is on its way
+        // five steps of loading later.)
+        if (step == kOrderedLead) followed = loadAcquire(x.ticket) > *ticket + own.width;
+        if (followed) {
+          const Turn turn(p, order, own, behind);
+          if (turn.number + 1 < turn.count)
+            while (loadAcquire(x.turns + turn.tile) < turn.number + 2) {}
+          behind.advance(descending, order.group);
+        }
         const int head = own.head + walk.head, query = walk.tile * QUERIES;
         const int64_t stat = (int64_t(own.batch) * p.heads + head) * order.tiles * QUERIES + query;
         const uint32_t q = qFull + 8 * ring.stage, dO = dOFull + 8 * ring.stage;
@@ -227,19 +251,17 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     // Adds dQ to memory when the tile's turn has come to this tile of keys; two warps in turns, as that takes longer than a step.
     for (int step = 0; step < steps; step++, walk.advance(descending, order.group)) {
       if (step % 2 != warp - 1) continue;
-      const int64_t tile = (int64_t(own.batch) * p.heads + own.head + walk.head) * order.tiles + walk.tile;
-      const Span users = keyTilesOf(p, s, walk.tile);
-      const int turn = descending ? own.slot - users.begin : users.end - 1 - own.slot;
-      float* const to = x.dQ + tile * (QUERIES * D);
-      while (turn && loadAcquire(x.turns + tile) < turn) {}
+      const Turn turn(p, order, own, walk);
+      float* const to = x.dQ + turn.tile * (QUERIES * D);
+      while (turn.number && loadAcquire(x.turns + turn.tile) < turn.number) {}
       waitBarrier(dQFull + 8 * (step & 1), step / 2 & 1);
-      if (turn) addBulk(to, base + Layout::dQ, 2 * Layout::half);
+      if (turn.number) addBulk(to, base + Layout::dQ, 2 * Layout::half);
       else storeBulk(to, base + Layout::dQ, 2 * Layout::half);
       commitBulk();
       waitBulkRead();
       arrive(dQEmpty);
       waitBulk();
-      storeRelease(x.turns + tile, turn + 1);
+      storeRelease(x.turns + turn.tile, turn.number + 1);
     }
     return;
   }
