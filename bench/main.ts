@@ -3,7 +3,7 @@ import { parseArgs } from 'node:util';
 import { MmError } from '../lib/native/errors.js';
 import { resolveDevice } from '../lib/native/backends.js';
 import type { Shapes } from './cases.js';
-import { benchCase, selectCases, type BenchDtype, type KernelRow } from './kernels.js';
+import { benchCase, runCase, selectCases, type BenchDtype, type KernelRow } from './kernels.js';
 import { ceilings, machine } from './machine.js';
 import { TorchPeers } from './peers.js';
 
@@ -18,6 +18,7 @@ replayed as graphs, where an op can be captured, and take operands in turn that 
   --shapes NAME       usual (default), or large: those of a 2.7B model up to a context of 103,424 tokens
   --filter TEXT       only the cases whose op or name contains it
   --quick             one shape an op
+  --once              run each case once and time nothing: for profilers
   --seed N            of the operands; default 1
   --peers torch       also times PyTorch's counterparts, where there are any, in the same run
   --python PATH       the Python that has PyTorch; default python3
@@ -37,6 +38,7 @@ export async function main(args: string[]): Promise<void> {
       shapes: { type: 'string', default: 'usual' },
       filter: { type: 'string' },
       quick: { type: 'boolean', default: false },
+      once: { type: 'boolean', default: false },
       seed: { type: 'string', default: '1' },
       peers: { type: 'string' },
       python: { type: 'string', default: 'python3' },
@@ -60,6 +62,10 @@ export async function main(args: string[]): Promise<void> {
   if (!cases.length) throw new MmError('ERR_ARGUMENT', `no benchmark matches '${values.filter}'`);
 
   const device = resolveDevice(values.device);
+  if (values.once) {
+    for (const c of cases) for (const dtype of chosen) await runCase(c, { dtype, device, seed });
+    return;
+  }
   const about = machine(device);
   const { measured, used } = await ceilings(device);
   const flops = (n: number): string => (n / 1e12).toPrecision(3);

@@ -15,10 +15,13 @@ bool splitsOnMma(const MMCall* c, const AttentionProblem& p, const AttentionTens
 
 constexpr int kTileRows[] = {16, 4};  // of the tensor-core kernel, of the general one
 
-// The number of splits that fills the device best: blocks come in waves of two a multiprocessor.
-int splitCount(const MMCall* c, const AttentionProblem& p, int owners) {
-  const int slots = 2 * deviceOf(c).multiprocessors;
+// The number of splits. On tensor cores one large block a multiprocessor has enough bytes under way; more of them only make the join
+// longer. The general kernel, and more owners than one wave of blocks, take the splits that fill waves of two blocks a multiprocessor
+// best.
+int splitCount(const MMCall* c, const AttentionProblem& p, bool mma, int owners) {
+  const int all = deviceOf(c).multiprocessors, slots = 2 * all;
   const int most = int(std::min<int64_t>(kMostSplits, ceilDiv(p.keys, 128)));
+  if (mma && owners > 0 && owners <= all && all / owners * owners * 10 >= all * 9) return std::min(most, all / owners);
   int best = 1;
   double least = 1e30;
   for (int n = 1; n <= most; n++) {
@@ -32,19 +35,28 @@ int splitCount(const MMCall* c, const AttentionProblem& p, int owners) {
 SplitPlan splitPlan(const MMCall* c, const AttentionProblem& p, bool mma, Scratch& scratch) {
   SplitPlan plan{};
   plan.rows = p.group * p.queries, plan.tileRows = kTileRows[mma ? 0 : 1];
-  plan.tiles = int(ceilDiv(plan.rows, plan.tileRows)), plan.least = mma ? 64 : 16;
+  plan.tiles = int(ceilDiv(plan.rows, plan.tileRows));
   plan.depth = p.dim <= 32 ? 32 : p.dim <= 64 ? 64 : p.dim <= 128 ? 128 : 256;
   const int owners = p.sequences * p.kvHeads * plan.tiles;
-  plan.splits = splitCount(c, p, owners);
+  plan.splits = splitCount(c, p, mma, owners);
   if (plan.splits > 1) {
     const int64_t rows = int64_t(owners) * plan.splits * plan.tileRows;
     plan.o = scratch.take<float>(rows * plan.depth), plan.top = scratch.take<float>(rows), plan.total = scratch.take<float>(rows);
+    // One block joins a tile unless its partial rows are so many that they had better be spread over the device.
+    const bool few = int64_t(std::min(plan.rows, plan.tileRows)) * plan.splits * plan.depth * 4 <= 160 << 10;
+    if (mma && few && owners <= kTickets) plan.tickets = static_cast<const Stream*>(c->stream)->tickets;
   }
   return plan;
 }
 
 unsigned blockCount(const AttentionProblem& p, const SplitPlan& plan) {
   return unsigned(p.sequences * p.kvHeads * plan.tiles * plan.splits);
+}
+
+template <class T, int D, class Tile>
+int32_t runMma(const MMCall* c, const AttentionProblem& p, const SplitPlan& plan, const AttentionTensors& x) {
+  return launchOverlapping(c, attentionSplitMmaKernel<T, D, Tile>, dim3(blockCount(p, plan)), dim3(Tile::threads), Tile::shared, p, plan,
+                           forwardOperands<T>(x));
 }
 
 template <class T, int V, int D, int R>
@@ -138,13 +150,14 @@ int32_t attendSplitKeys(const MMCall* c, const AttentionProblem& p, const Attent
       if (mma)
         status = dispatchSize<32, 64, 128, 256>(p.dim, [&](auto dim) {
           constexpr int D = decltype(dim)::value;
-          return launch(c, attentionSplitMmaKernel<T, D>, dim3(blockCount(p, plan)), dim3(SplitTile<D>::threads), SplitTile<D>::shared,
-                        p, plan, forwardOperands<T>(x));
+          const Device& device = deviceOf(c);
+          const bool alone = blockCount(p, plan) <= unsigned(device.multiprocessors) && SplitTile<D, 1>::shared <= device.sharedPerBlock;
+          return alone ? runMma<T, D, SplitTile<D, 1>>(c, p, plan, x) : runMma<T, D, SplitTile<D, 2>>(c, p, plan, x);
         });
     }
     if (!mma) status = runGeneral<T>(c, p, plan, x);
-    if (status || plan.splits == 1) return status;
-    return launch(c, attentionJoinSplitsKernel<T>, dim3(unsigned(p.sequences * p.queries * p.heads)), dim3(128), 0, p, plan,
+    if (status || plan.splits == 1 || plan.tickets) return status;
+    return launchOverlapping(c, attentionJoinSplitsKernel<T>, dim3(unsigned(p.sequences * p.queries * p.heads)), dim3(128), 0, p, plan,
                   forwardOperands<T>(x));
   });
 }

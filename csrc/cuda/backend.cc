@@ -69,8 +69,12 @@ int32_t streamCreate(int32_t index, void** stream) {
   if (!d) return MM_ERR_KERNEL;
   auto* s = new Stream(d);
   use(*s);
-  if (cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) != cudaSuccess) {
+  if (cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking) != cudaSuccess ||
+      cudaMalloc(reinterpret_cast<void**>(&s->tickets), kTickets * sizeof(uint32_t)) != cudaSuccess ||
+      cudaMemsetAsync(s->tickets, 0, kTickets * sizeof(uint32_t), s->handle) != cudaSuccess) {
     cudaGetLastError();
+    cudaFree(s->tickets);
+    if (s->handle) cudaStreamDestroy(s->handle);
     delete s;
     return MM_ERR_KERNEL;
   }
@@ -90,6 +94,7 @@ void streamDestroy(void* stream) {
   }
   destroyGemm(*s);
   s->memory.trim();
+  cudaFree(s->tickets);
   cudaStreamDestroy(s->handle);
   delete s;
 }

@@ -107,7 +107,7 @@ int32_t launchRows(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGrad
   const RowsPlan rows(plan.x, V, deviceOf(c).multiprocessors);
   parts = writesSums(c, to, rows.parts) ? 0 : rows.parts;
   return dispatchBool(v.silu, [&](auto silu) {
-    return launch(c, causalConv1dRowsBwdKernel<T, W, V, R, kConvRowsBlocks, decltype(silu)::value>,
+    return launchOverlapping(c, causalConv1dRowsBwdKernel<T, W, V, R, kConvRowsBlocks, decltype(silu)::value>,
         dim3(unsigned(rows.columns * rows.parts)), dim3(rows.lanes, rows.rows), 0, v, to, unsigned(rows.columns), unsigned(rows.slices),
         unsigned(v.batch * rows.slices), rows.each, unsigned(rows.parts));
   });
@@ -119,7 +119,7 @@ int32_t launchLines(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGra
   const int64_t count = v.batch * v.channels;
   parts = writesSums(c, to, v.batch * lines.parts) ? 0 : v.batch * lines.parts;
   return dispatchBool(v.silu, [&](auto silu) {
-    return launch(c, causalConv1dLinesBwdKernel<T, W, U, kConvLinesBlocks, decltype(silu)::value, WHOLE>,
+    return launchOverlapping(c, causalConv1dLinesBwdKernel<T, W, U, kConvLinesBlocks, decltype(silu)::value, WHOLE>,
         convGrid((count * lines.parts) << lines.teamShift, kConvLinesBwdThreads), dim3(kConvLinesBwdThreads), 0, v, to,
         unsigned(lines.parts), unsigned(count), lines.shift, lines.teamShift);
   });

@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(kConvRowsThreads, BLOCKS) causalConv1dRowsBwdK
   __shared__ float sums[(W + 1) * V * kConvRowsThreads];
   constexpr int H = W - 1;
   using Words = ConvWords<T, V>;
+  awaitEarlierKernels();
   const unsigned part = blockIdx.x / columns, column = blockIdx.x - part * columns;
   const int64_t d = (int64_t(column) * blockDim.x + threadIdx.x) * V;
   float weights[W][V], bias[V], dWeights[W][V], dBias[V];
@@ -234,6 +235,7 @@ __global__ void __launch_bounds__(kConvLinesBwdThreads, BLOCKS) causalConv1dLine
   const unsigned b = length ? line / unsigned(v.channels) : 0, d = length ? line - b * unsigned(v.channels) : 0;
   const T *x = v.x + b * v.xBatch + d * v.xChannel, *dy = to.dy + b * to.dyBatch + d * to.dyChannel;
   T* dx = to.dx + b * to.dxBatch + d * to.dxChannel;
+  awaitEarlierKernels();
   Words wordsX[U], wordsDy[U], afterX, afterDy;
 #pragma unroll
   for (int u = 0; u < U; u++) {

@@ -21,23 +21,21 @@
 namespace mm::cuda::chunk_scan {
 
 // The decayed triangle of q and k in att (C, C); blocks above the diagonal are not written. a, b: tiles; more: for a decay per
-// channel one tile and R * C floats. eachSlice(n0) sees the tiles of q and k of every slice of channels, and with a decay per channel
-// its factors. Begins and ends with a barrier.
-template <class T, int R, Decay KIND, class EachSlice>
+// channel one tile and R * C floats. Begins and ends with a barrier.
+template <class T, int R, Decay KIND>
 __device__ __forceinline__ void scores(float* att, float* a, float* b, float* more, const Scan& s, const Place& at, int head,
-                                       const Steps<16 * R>* st, float (&raw)[R][R], EachSlice&& eachSlice) {
+                                       const Steps<16 * R>* st) {
   const int group = head / s.share();
+  float raw[R][R] = {};
   for (int n0 = 0; n0 < s.n; n0 += 16 * R) {
     __syncthreads();
     loadTile<R, T>(a, s.q, at, group, n0, s.n, s.scale);
     loadTile<R, T>(b, s.k, at, group, n0, s.n);
     if (KIND == Decay::Channel) {
       loadDecay<R, T>(more, more + kTile<R>, s, at, head, n0);
-      eachSlice(n0);
       channelScores<R>(att, raw, a, b, more, more + kTile<R>, min(16 * R, s.n - n0), n0 == 0);
     } else {
       __syncthreads();
-      eachSlice(n0);
       productRowsRows<Part::Triangle, R>(raw, a, b, s.n - n0);
     }
   }
@@ -48,12 +46,6 @@ __device__ __forceinline__ void scores(float* att, float* a, float* b, float* mo
   });
   __syncthreads();
 }
-template <class T, int R, Decay KIND>
-__device__ __forceinline__ void scores(float* att, float* a, float* b, float* more, const Scan& s, const Place& at, int head,
-                                       const Steps<16 * R>* st) {
-  float raw[R][R] = {};
-  scores<T, R, KIND>(att, a, b, more, s, at, head, st, raw, [](int) {});
-}
 
 // ---- kernels. Blocks are numbered slot by slot, heads and then slices innermost.
 
@@ -62,9 +54,6 @@ struct Task {
   float* totals = nullptr;                      // (slots, heads), or (slots, heads, N)
   bool single = false;                          // no sequence is longer than a chunk: states are those of the call
   int valueTiles = 1;                           // slices of value channels that a block takes one after the other
-  // channelKeysKernel, where the tensor cores went before: R (chunks, heads, C, C), dO S_in^T and v dS_out^T (B, L, heads, N), and
-  // <S_in, dS_out> by channel (chunks, heads, N)
-  const float *r = nullptr, *dq = nullptr, *dk = nullptr, *through = nullptr;
 };
 
 // The state before a chunk (behind it, of the gradient), null when it is zero.

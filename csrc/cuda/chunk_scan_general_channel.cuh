@@ -41,8 +41,8 @@ channelValuesKernel(const __grid_constant__ Scan s, const __grid_constant__ Grad
 }
 
 // Decay per channel: dq, dk and the gradient of the log-decays of a chunk for one slice of key channels. R is kept whole; its
-// diagonal, which no decay touches, is added last. LOADED: what needs the value channels is there already.
-template <class T, int R, bool LOADED>
+// diagonal, which no decay touches, is added last.
+template <class T, int R>
 __global__ void __launch_bounds__(kGeneralThreads)
 channelKeysKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task) {
   constexpr int C = 16 * R, P = kPitch<R>;
@@ -55,15 +55,7 @@ channelKeysKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradie
   if (!at.valid || !at.length) return;
 
   float dq[R][R] = {}, dk[R][R] = {}, through = 0.f;  // parts through the states; <S_in, dS_out> of channel threadIdx.x
-  if (LOADED) {
-    loadTile<R>(r, task.r + index * (C * C), C, C, C);
-    forTile<R>([&](int i, int j, int t, int n) {
-      if (t >= at.length || n0 + n >= s.n) return;
-      const int64_t offset = ((at.batch * s.length + at.start + t) * s.heads + head) * s.n + n0 + n;
-      dq[i][j] = task.dq[offset], dk[i][j] = task.dk[offset];
-    });
-    if (threadIdx.x < C && n0 + int(threadIdx.x) < s.n) through = task.through[index * s.n + n0 + threadIdx.x];
-  } else {
+  {
     const float *state = stateBefore(s, task, at, head, index), *dstate = gradientBehind(s, g, task, at, head, index);
     float *a = q, *b = k;
     float acc[R][R] = {};

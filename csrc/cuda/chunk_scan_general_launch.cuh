@@ -69,7 +69,7 @@ int32_t backwardGeneral(const MMCall* c, const Scan& s, const Gradient& g, const
         int32_t done = MM_OK;
         if (g.dv.given) done = launch(c, channelValuesKernel<T, R>, valueBlocks(s, p), threads, channelShared<R>(4), s, g, p.task);
         if (done == MM_OK && (g.dq.given || g.dk.given || g.dgate.given))
-          done = launch(c, channelKeysKernel<T, R, false>, keyBlocks, threads, channelShared<R>(5), s, g, p.task);
+          done = launch(c, channelKeysKernel<T, R>, keyBlocks, threads, channelShared<R>(5), s, g, p.task);
         return done;
       }
     });

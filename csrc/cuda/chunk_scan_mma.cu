@@ -162,12 +162,7 @@ Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   p.hasStates = several || s.hasInitial, p.hasGradients = several || g.hasFinal || g.wantsInitial;
   if (p.hasStates) p.task.states = scratch.take<bf16>(p.chunkSlots * heads * size);
   if (p.hasGradients) p.task.gradients = scratch.take<bf16>(p.chunkSlots * heads * size);
-  if (byChannel) {
-    p.channel.r = scratch.take<float>(blocks * kChunk * kChunk);
-    p.channel.dq = scratch.take<float>(rows * s.heads * s.n), p.channel.dk = scratch.take<float>(rows * s.heads * s.n);
-    p.channel.through = scratch.take<float>(blocks * s.n);
-    return p;
-  }
+  if (byChannel) return p;
   if (s.z.given || s.normalized) p.upstream = scratch.take<bf16>(rows * s.heads * s.p);
   if (g.wantsDecay()) {
     p.task.sums = scratch.take<float>(p.chunkSlots * heads * kGradientKinds * kChunk);
@@ -203,7 +198,7 @@ int32_t prepare(const MMCall* c, const Scan& s, const Plan& p, Scan& walked) {
   if (p.kind == Decay::Head)
     return launch(c, chunkStepsKernel, dim3(unsigned(warpBlocks(s, p))), dim3(kThreads), 0, s, p.steps, p.chunkSlots);
   walked.q = denseOperand(p.channel.queries, s, s.n), walked.k = denseOperand(p.channel.keys, s, s.n);
-  return launchChannelOperands(c, s, p.channel, p.chunkSlots * s.heads);
+  return launchChannelOperands(c, s, p.channel, p.sizes, p.chunkSlots * s.heads);
 }
 
 // The states before the segments, and with a gradient those behind them.
@@ -241,7 +236,7 @@ int32_t backward(const MMCall* c, const Scan& s, const Gradient& wanted, const P
     status = launchMmaStates(c, walked, g, p.task, p.sizes, p.kind, p.segmentSlots, true, p.hasStates ? 0 : 1,
                              p.hasStates && p.hasGradients ? 2 : 1);
   if (p.kind == Decay::Channel)
-    return status == MM_OK ? launchChannelGradient(c, s, walked, g, p.task, p.channel, p.sizes, p.chunkSlots * s.heads) : status;
+    return status == MM_OK ? launchChannelGradient(c, s, g, p.task, p.channel, p.sizes, p.chunkSlots * s.heads) : status;
 
   if (status == MM_OK) status = launchMmaGradient(c, s, g, p.task, p.sizes, p.chunkSlots * s.groups * p.parts);
   if (status == MM_OK && g.dz.given) status = launchMmaOutput(c, s, wanted, p.task, p.sizes, p.kind, p.segmentSlots, true);
@@ -265,13 +260,13 @@ bool fitsMma(const MMCall* c, const Problem& problem) {
   if (s.v.dtype == MM_F32 || deviceOf(c).major < 8) return false;
   if (!s.batch || !s.length || !s.heads || s.n % 8 || s.p % 8 || s.n > 128 || (problem.backward && !g.dy.given)) return false;
   if (!inPieces(s, s.q, s.groups) || !inPieces(s, s.k, s.groups) || !inPieces(s, s.v, s.heads) || !inPieces(s, s.z, s.heads)) return false;
-  return inPieces(s, g.dy, s.heads) && chooseSizes(c, problem).nt;
+  return inPieces(s, s.gate, s.heads) && inPieces(s, g.dy, s.heads) && chooseSizes(c, problem).nt;
 }
 
 bool alignedForMma(const Problem& problem) {
   const Scan& s = problem.scan;
   const Gradient& g = problem.gradient;
-  for (const Operand* o : {&s.q, &s.k, &s.v, &s.z, &s.y, &g.dy, &g.dq, &g.dk, &g.dv, &g.dz})
+  for (const Operand* o : {&s.q, &s.k, &s.v, &s.z, &s.gate, &s.y, &g.dy, &g.dq, &g.dk, &g.dv, &g.dz, &g.dgate})
     if (o->given && !aligned(16, o->data)) return false;
   return true;
 }
@@ -283,6 +278,8 @@ int32_t solveMma(const MMCall* c, Problem& problem, Scratch& scratch, bool run) 
     if (status != MM_OK) return status;
   }
   const Plan p = plan(c, problem, scratch);
+  int32_t status = MM_OK;
+  if (!problem.backward && problem.kind == Decay::Head && solveHopperForward(c, problem.scan, scratch, run, status)) return status;
   if (!run) return MM_OK;
   return problem.backward ? backward(c, problem.scan, problem.gradient, p) : forward(c, problem.scan, p);
 }

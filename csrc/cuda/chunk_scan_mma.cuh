@@ -22,7 +22,8 @@
 //
 // f16 states beyond 65504 overflow here; the general kernels keep them in f32.
 //
-// The kernels are in chunk_scan_mma_{states,output,gradient,channel}.cuh, their launchers in the .cu files beside them.
+// The kernels are in chunk_scan_mma_{states,output,gradient,channel_operands,channel_gradient}.cuh, their launchers in the .cu files
+// beside them.
 #pragma once
 #include "cuda/chunk_scan.cuh"
 
@@ -81,19 +82,16 @@ int32_t launchMmaOutput(const MMCall* c, const Scan& s, const Gradient& g, const
                         int64_t segments, bool gate);
 int32_t launchMmaGradient(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const MmaSizes& sizes, int64_t blocks);
 
-// ---- decay per channel, chunk_scan_mma_channel.{cuh,cu}
+// ---- decay per channel, chunk_scan_mma_channel*
 
 struct ChannelTask {
   void *queries = nullptr, *keys = nullptr;  // q decayed from the start of the chunk, k to its end (B, L, heads, N)
   void* attention = nullptr;                 // (chunk slots, heads, 64, 64)
   float* totals = nullptr;                   // (chunk slots, heads, N)
-  // (chunk slots, heads, 64, 64), (B, L, heads, N) twice, (chunk slots, heads, N): what chunk_scan_general.cuh's Task says
-  float *r = nullptr, *dq = nullptr, *dk = nullptr, *through = nullptr;
 };
 size_t channelGradientShared(const MmaSizes& sizes);
-int32_t launchChannelOperands(const MMCall* c, const Scan& s, const ChannelTask& channel, int64_t blocks);
-// `decayed` has the decayed queries and keys, `s` those of the call.
-int32_t launchChannelGradient(const MMCall* c, const Scan& s, const Scan& decayed, const Gradient& g, const MmaTask& task,
-                              const ChannelTask& channel, const MmaSizes& sizes, int64_t blocks);
+int32_t launchChannelOperands(const MMCall* c, const Scan& s, const ChannelTask& channel, const MmaSizes& sizes, int64_t blocks);
+int32_t launchChannelGradient(const MMCall* c, const Scan& s, const Gradient& g, const MmaTask& task, const ChannelTask& channel,
+                              const MmaSizes& sizes, int64_t blocks);
 
 }  // namespace mm::cuda::chunk_scan

@@ -1,6 +1,8 @@
 #include "cuda/device.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <vector>
 
@@ -67,6 +69,14 @@ const Devices& devices() {
 }
 
 }  // namespace
+
+int Device::capability() const {
+  static const int most = [] {
+    const char* text = std::getenv("MMMAMBA_CUDA_CAPABILITY");
+    return text ? std::atoi(text) : 1000;
+  }();
+  return std::min(10 * major + minor, most);
+}
 
 int deviceCount(std::string& reason) {
   reason = devices().reason;

@@ -18,13 +18,16 @@ struct Device {
   size_t sharedPerBlock = 0;  // bytes a block may have when it opts in
   size_t l2Bytes = 0, totalBytes = 0;
 
-  int capability() const { return 10 * major + minor; }
+  // What kernels are chosen by. MMMAMBA_CUDA_CAPABILITY=80 lowers it, so that tests on a newer GPU cover the kernels for older ones.
+  int capability() const;
 };
 
 // Null with a reason where the index does not exist or the device cannot be used.
 const Device* findDevice(int index, std::string& reason);
 // Usable devices; 0 with the reason.
 int deviceCount(std::string& reason);
+
+constexpr int kTickets = 1024;
 
 // What MMCall::stream points to.
 struct Stream {
@@ -34,6 +37,9 @@ struct Stream {
   Staging staging;
   void* gemm = nullptr;  // state of the matrix products (cuda/gemm.h), made when first needed
   Graph* capturing = nullptr;  // the graph that is being captured
+  // kTickets zeros of device memory: blocks of a kernel that find out by them which one ends last leave zeros behind, so that kernels
+  // and replayed graphs, in the stream's order, share them. Null: none.
+  uint32_t* tickets = nullptr;
 
   explicit Stream(const Device* d) : device(d) {}
 };

@@ -42,8 +42,8 @@ int32_t forward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K == 1 ? 2 : 1;
       const TeamPlan plan = forwardPlan(n, V);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), data<const T>(gate), w,
-          data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      return launchOverlapping(c, gatedRmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x),
+          data<const T>(gate), w, data<T>(y), rowNest<2>({&x, &gate}), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -96,8 +96,8 @@ int32_t backward(const MMCall* c) {
       const auto kernel = gatedRmsNormBackwardKernel<T, K>;
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x),
-          data<const T>(gate), w, data<const T>(dy), dx, dg, partial, rowNest<3>({&x, &gate, &dy}), rows, n,
+      const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared,
+          data<const T>(x), data<const T>(gate), w, data<const T>(dy), dx, dg, partial, rowNest<3>({&x, &gate, &dy}), rows, n,
           float(attrs<Attrs>(c).eps), plan.lanes);
       if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
       return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks.count, n);

@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kNormForwardThreads<K>, kNormForwardBlocks<K>)
   constexpr bool early = kNormAhead<K>;  // the weight stays in registers
   __shared__ float scratch[TeamSums<R, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all();
   const float share = 1.f / float(n);
@@ -65,6 +66,7 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[TeamSums<2, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<2, (K > 1)> add(scratch, team);
   const int64_t step = team.all();
   int64_t first = int64_t(blockIdx.x) * team.count;

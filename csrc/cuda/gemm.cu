@@ -174,8 +174,15 @@ int32_t gemm(const MMCall* c, const Gemm& g, void* workspace) {
       done = true;
       const auto run = [&](auto y) {
         using Y = decltype(y);
-        status = launch(c, gemvKernel<T, Y>, dim3(unsigned(ceilDiv(g.n, 4))), dim3(128), 0, static_cast<const T*>(g.a.data),
-                        static_cast<const T*>(g.b.data), static_cast<Y*>(const_cast<void*>(g.c.data)), g.n, g.k, g.b.ld, epilogueOf(g));
+        // A warp has enough bytes under way with eight vectors a lane; longer rows are shared.
+        const auto rows = [&](auto shared) {
+          constexpr int S = decltype(shared)::value;
+          status = launchOverlapping(c, gemvKernel<T, Y, S>, dim3(unsigned(ceilDiv(g.n, 4 / S))), dim3(128), 0,
+                                     static_cast<const T*>(g.a.data), static_cast<const T*>(g.b.data),
+                                     static_cast<Y*>(const_cast<void*>(g.c.data)), g.n, g.k, g.b.ld, epilogueOf(g));
+        };
+        if (g.k > 8 * 32 * kVector<T>) rows(std::integral_constant<int, 4>{});
+        else rows(std::integral_constant<int, 1>{});
       };
       if (g.c.dtype == MM_F32) run(float{});
       else run(t);

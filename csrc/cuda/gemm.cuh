@@ -1,6 +1,7 @@
 // Kernels beside cuBLASLt: the epilogues that it lacks, and the product of one row with a matrix.
 #pragma once
 #include "cuda/common/reduce.cuh"
+#include "cuda/common/rows.cuh"
 #include "cuda/gemm.h"
 #include "cuda/kernel.cuh"
 
@@ -51,25 +52,45 @@ __global__ void epilogueKernel(const float* z, T* y, int64_t count, int64_t n, E
   if (i < count) y[i] = fromFloat<T>(finished<T>(e, z[i], i % n, i));
 }
 
-// y (n) = act(W (n, k) x (k) + b) + r: a warp a row of W, 16 bytes a lane, four loads in flight.
-template <class T, class Y>
-__global__ void __launch_bounds__(128) gemvKernel(const T* __restrict__ x, const T* __restrict__ w, Y* __restrict__ y, int64_t n, int64_t k, int64_t ld, Epilogue e) {
-  constexpr int V = kVector<T>;
-  const int lane = threadIdx.x % 32;
-  const int64_t row = int64_t(blockIdx.x) * 4 + threadIdx.x / 32;
-  if (row >= n) return;
+// y (n) = act(W (n, k) x (k) + b) + r: S of the block's four warps share a row of W, 16 bytes a lane, U loads of W under way. Their
+// sums are added in order.
+template <class T, class Y, int S, int U = 8>
+__global__ void __launch_bounds__(128) gemvKernel(const T* __restrict__ x, const T* __restrict__ w, Y* __restrict__ y, int64_t n, int64_t k,
+                                                  int64_t ld, Epilogue e) {
+  constexpr int V = kVector<T>, STEP = S * 32 * V;
+  __shared__ float sums[4];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t row = int64_t(blockIdx.x) * (4 / S) + warp / S;
   const T* wr = w + row * ld;
+  if (row >= n) k = 0;
+  awaitEarlierKernels();
   float sum = 0.f;
-#pragma unroll 4
-  for (int64_t j = lane * V; j < k; j += 32 * V) {
-    float a[V], b[V];
-    loadFloats<V>(wr + j, a);
-    loadFloats<V>(x + j, b);
+  for (int64_t j = (warp % S * 32 + lane) * V; j < k; j += U * STEP) {
+    Words<T> a[U], b[U];
 #pragma unroll
-    for (int i = 0; i < V; i++) sum = fmaf(a[i], b[i], sum);
+    for (int u = 0; u < U; u++)
+      if (j + u * STEP < k) a[u] = loadWords(wr + j + u * STEP);
+#pragma unroll
+    for (int u = 0; u < U; u++)
+      if (j + u * STEP < k) b[u] = loadWords(x + j + u * STEP);
+#pragma unroll
+    for (int u = 0; u < U; u++) {
+      if (j + u * STEP >= k) break;
+      float p[V], q[V];
+      unpack(a[u], p);
+      unpack(b[u], q);
+#pragma unroll
+      for (int i = 0; i < V; i++) sum = fmaf(p[i], q[i], sum);
+    }
   }
   sum = warpReduce(sum);
-  if (lane == 0) y[row] = fromFloat<Y>(finished<Y>(e, sum, row, row));
+  if (S > 1) {
+    if (lane == 0) sums[warp] = sum;
+    __syncthreads();
+    if (warp % S) return;
+    for (int i = 1; i < S; i++) sum += sums[warp + i];
+  }
+  if (lane == 0 && row < n) y[row] = fromFloat<Y>(finished<Y>(e, sum, row, row));
 }
 
 }  // namespace mm::cuda

@@ -33,8 +33,8 @@ int32_t forward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K < 4 ? 4 / K : 1;
       const TeamPlan plan = wholeRowPlan(n, V, K);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, layerNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, b, data<T>(y), rows, n,
-          float(attrs<Attrs>(c).eps), plan.lanes);
+      return launchOverlapping(c, layerNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, b,
+          data<T>(y), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -91,8 +91,8 @@ int32_t backward(const MMCall* c) {
       const auto kernel = layerNormBackwardKernel<T, K, 1>;
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = static_cast<float*>(c->workspace);
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x), w,
-          data<const T>(dy), dx, partial, hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared,
+          data<const T>(x), w, data<const T>(dy), dx, partial, hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
       return status != MM_OK ? status : addGradients(c, partial, blocks.count);
     });
   });

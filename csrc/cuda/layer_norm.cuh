@@ -13,11 +13,13 @@ __device__ __forceinline__ void plainSums(Words<T> (&px)[R][K], float (&sum)[R])
 }
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, Weights w, Weights b, T* __restrict__ y, int64_t rows,
-    int n, float eps, int lanes) {
+__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const T* __restrict__ x, Weights w, Weights b,
+    T* __restrict__ y, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
-  __shared__ float scratch[R * 32];
+  __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
+  BlockSums<R> add(scratch);
+  awaitEarlierKernels();
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
     float mean[R], scale[R];
@@ -27,7 +29,7 @@ __global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, 
       loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
     }
     plainSums(px, mean);
-    teamReduce(mean, lanes, scratch);
+    add(mean, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
       mean[r] /= float(n);
@@ -40,7 +42,7 @@ __global__ void __launch_bounds__(512) layerNormKernel(const T* __restrict__ x, 
       });
     }
     keepPacked(px);
-    teamReduce(scale, lanes, scratch);
+    add(scale, team);
 #pragma unroll
     for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
     eachVector<V, K>(n, team, [&](int k, int j) {
@@ -71,6 +73,7 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[TeamSums<3 * R, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<3 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
   int64_t first = int64_t(blockIdx.x) * team.count;

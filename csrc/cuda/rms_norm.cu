@@ -31,8 +31,8 @@ int32_t forward(const MMCall* c) {
       constexpr int K = decltype(k)::value, R = K < 4 ? 4 / K : 1;
       const TeamPlan plan = wholeRowPlan(n, V, K);
       const int64_t blocks = plan.blocks(rows, R, deviceOf(c).multiprocessors);
-      return launch(c, rmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, data<T>(y), rows, n,
-          float(attrs<Attrs>(c).eps), plan.lanes);
+      return launchOverlapping(c, rmsNormKernel<T, K, R>, dim3(unsigned(blocks)), dim3(plan.threads), 0, data<const T>(x), w, data<T>(y),
+          rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
     });
   });
 }
@@ -76,8 +76,8 @@ int32_t backward(const MMCall* c) {
       const auto kernel = rmsNormBackwardKernel<T, K, R>;
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = hasOut(c, DWEIGHT) ? static_cast<float*>(c->workspace) : nullptr;
-      const int32_t status = launch(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared, data<const T>(x), w,
-          data<const T>(dy), dx, partial, rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+      const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared,
+          data<const T>(x), w, data<const T>(dy), dx, partial, rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
       if (status != MM_OK || !hasOut(c, DWEIGHT)) return status;
       return addPartials(c, partial, data<float>(out(c, DWEIGHT)), blocks.count, n);
     });

@@ -1,22 +1,26 @@
 // rmsNorm: y = x r w with r = 1 / sqrt(mean(x^2) + eps); dx = r (w dy - x r^2 mean(w dy x)), dw = sum over rows of dy x r.
 //
-// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, up to a warp while a lane needs at most 8
-// vectors: one read and one write of device memory. R rows at once keep enough bytes under way where a lane has few vectors. (Teams
-// of 128 lanes with two vectors, the weight loaded beside the row: 79 % of the copy rate instead of 97 % at 103424 x 2048.)
+// x (rows, n) dense. A row of whole 16-byte vectors lives in the registers of a team, a part of a warp or a block whose lanes have two
+// vectors: one read and one write of device memory. R rows at once keep enough bytes under way. At 8192 x 2048 and 103424 x 2048 this
+// reaches 91 and 99 % of an H100's copy rate; a warp a row, with eight vectors a lane, 82 and 97, as its few blocks come in less than
+// three waves. (Barriers named at run time, as TeamSums has them, take all 16 of a block, of which few then fit: 69 to 86 %.)
 // The backward's blocks stay for many rows, of which the next one is under way; their lanes keep the weight and its gradient of
-// the same columns, and several teams share a block, so that there are few partial rows: 94 % instead of 91 %. Other rows, and other
-// addresses, go element by element in two passes.
+// the same columns, and several teams share a block, so that there are few partial rows: 94 % instead of 91 %. (Rows that pass through
+// shared memory, three of them under way: no faster at 103424 rows, 40.1 us instead of 38.7 at 8192.) Other rows, and other addresses,
+// go element by element in two passes.
 #pragma once
 #include "cuda/common/norm.cuh"
 
 namespace mm::cuda {
 
 template <class T, int K, int R>
-__global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y, int64_t rows, int n, float eps,
-    int lanes) {
+__global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T* __restrict__ x, Weights w, T* __restrict__ y,
+    int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
-  __shared__ float scratch[R * 32];
+  __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
+  BlockSums<R> add(scratch);
+  awaitEarlierKernels();
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
     float scale[R];
@@ -26,7 +30,7 @@ __global__ void __launch_bounds__(512) rmsNormKernel(const T* __restrict__ x, We
       loadRow(x + row * n, row < rows ? n : 0, team, px[r]);
     }
     squares(px, scale);
-    teamReduce(scale, lanes, scratch);
+    add(scale, team);
 #pragma unroll
     for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
     eachVector<V, K>(n, team, [&](int k, int j) {
@@ -54,6 +58,7 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   extern __shared__ float4 dynamicShared[];
   __shared__ float scratch[TeamSums<2 * R, (K > 1)>::kFloats];
   const Team team(lanes);
+  awaitEarlierKernels();
   TeamSums<2 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
   int64_t first = int64_t(blockIdx.x) * team.count;

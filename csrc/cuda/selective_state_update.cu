@@ -19,14 +19,28 @@ StateOperand parameter(const MMCall* c, int slot, int64_t rows, bool perHead) {
   return {v.data, v.dtype, 0, tied ? 1 : rows, tied ? 0 : 1};
 }
 
+// The lanes of a team for n states in vectors of V.
+int lanesFor(int n, int V) {
+  int lanes = 1;
+  while (lanes < 32 && lanes * V < n) lanes *= 2;
+  return lanes;
+}
+
 template <class T, class P, bool TIED, int V, int R>
 int32_t launchUpdate(const MMCall* c, StateUpdate<T> v, int64_t heads) {
-  v.lanes = 1;
-  while (v.lanes < 32 && v.lanes * V < v.states) v.lanes *= 2;
+  v.lanes = lanesFor(v.states, V);
   v.blocks = unsigned(ceilDiv(v.rows, 256 / v.lanes * R));
   // One block of few rows: no more threads than they need.
   const int64_t teams = ceilDiv(v.rows, R), threads = v.blocks == 1 ? ceilDiv(teams * v.lanes, 32) * 32 : 256;
   return launch(c, selectiveStateUpdateKernel<T, P, TIED, V, R>, dim3(unsigned(heads * v.blocks)), dim3(unsigned(threads)), 0, v);
+}
+
+template <class T>
+int32_t launchTied(const MMCall* c, StateUpdate<T> v, int64_t heads) {
+  v.blocks = unsigned(ceilDiv(v.rows, kTiedRows));
+  const int64_t tiles = heads * v.blocks;
+  return launchOverlapping(c, selectiveStateUpdateTiedKernel<T>, dim3(unsigned(ceilDiv(tiles * v.lanes, kTiedThreads))),
+                           dim3(kTiedThreads), 0, v, unsigned(tiles));
 }
 
 template <class T, class P, bool TIED>
@@ -58,6 +72,10 @@ int32_t update(const MMCall* c) {
       aligned(4 * sizeof(T), v.b, v.c) &&
       (TIED || aligned(4 * sizeof(P), static_cast<const P*>(v.a)));
   if (!vectors) return launchUpdate<T, P, TIED, 1, 1>(c, v, heads);
+  if constexpr (TIED) {
+    v.lanes = lanesFor(v.states, 4);
+    if (v.states <= 128 && v.lanes >= kTiedRows) return launchTied(c, v, heads);
+  }
   // Four rows a team once they keep the device full, else as many teams as there are rows.
   const bool many = heads * v.rows * ceilDiv(v.states, 4) >= int64_t(deviceOf(c).multiprocessors) * 2048;
   return many ? launchUpdate<T, P, TIED, 4, 4>(c, v, heads) : launchUpdate<T, P, TIED, 4, 1>(c, v, heads);

@@ -1,7 +1,8 @@
-// The one way kernels are started.
+// The ways kernels are started.
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstdlib>
 
 #include "cuda/device.h"
@@ -36,6 +37,54 @@ int32_t launch(const MMCall* c, void (*kernel)(P...), dim3 grid, dim3 block, siz
     if (status != cudaSuccess) return checked(s, status, c->error, c->error_size);
   }
   kernel<<<grid, block, shared, s.handle>>>(static_cast<P>(args)...);
+  return launched(c);
+}
+
+// Kernels that overlap with their neighbours on the stream (programmatic dependent launch, from capability 9.0 on): the blocks may
+// start while the kernel before still ends, which hides the launch and all that a kernel does before it needs memory. Every thread
+// calls awaitEarlierKernels() before it touches device memory; it then sees all that earlier kernels wrote, and lets the kernel
+// behind it start in turn.
+__device__ __forceinline__ void awaitEarlierKernels() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Whether kernels run as code that knows how to wait: the device's own capability is not enough, as older code may serve it.
+template <int = 0>
+__global__ void overlapProbeKernel() {}
+inline bool overlaps(const Device& device) {
+  constexpr int kDevices = 64;
+  static std::atomic<int8_t> known[kDevices];  // 0: not asked yet
+  if (device.index >= kDevices) return false;
+  std::atomic<int8_t>& answer = known[device.index];
+  if (answer == 0) {
+    cudaFuncAttributes about{};
+    const cudaError_t status = cudaFuncGetAttributes(&about, overlapProbeKernel<0>);
+    if (status != cudaSuccess) cudaGetLastError();
+    answer = status == cudaSuccess && device.capability() >= 90 && about.ptxVersion >= 90 ? 1 : -1;
+  }
+  return answer > 0;
+}
+
+// launch() for such a kernel.
+template <class... P, class... A>
+int32_t launchOverlapping(const MMCall* c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+  const Stream& s = *static_cast<const Stream*>(c->stream);
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return MM_OK;
+  use(s);
+  if (!overlaps(*s.device)) return launch(c, kernel, grid, block, shared, args...);
+  if (shared > 48 * 1024) {
+    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (status != cudaSuccess) return checked(s, status, c->error, c->error_size);
+  }
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = s.handle;
+  config.attrs = &overlap, config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
   return launched(c);
 }
 

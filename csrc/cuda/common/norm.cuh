@@ -18,6 +18,37 @@ constexpr int kNormBackwardThreads = K == 1 ? 256 : 512;
 template <int K>
 constexpr int kNormBackwardBlocks = K == 1 ? 3 : 1;
 
+// Sums over the team that a block is, or over parts of a warp; every lane gets them, N at once. Calls take two areas of shared memory
+// in turn, so that each has one barrier, and that is the block's: a kernel that names its barriers at run time (TeamSums) takes all
+// 16, and a multiprocessor then holds few of its blocks.
+template <int N>
+struct BlockSums {
+  static constexpr int kFloats = 2 * N * 32;  // of `scratch`
+  float* scratch;
+  int turn = 0;
+
+  __device__ __forceinline__ explicit BlockSums(float* memory) : scratch(memory) {}
+  __device__ __forceinline__ void operator()(float (&v)[N], const Team& team) {
+    for (int offset = (team.lanes < 32 ? team.lanes : 32) / 2; offset > 0; offset /= 2)
+#pragma unroll
+      for (int i = 0; i < N; i++) v[i] += __shfl_xor_sync(0xffffffffu, v[i], offset);
+    if (team.lanes <= 32) return;
+    float* area = scratch + turn * 32 * N;
+    turn ^= 1;
+    const int warps = team.lanes / 32;
+    if (threadIdx.x % 32 == 0)
+#pragma unroll
+      for (int i = 0; i < N; i++) area[i * 32 + threadIdx.x / 32] = v[i];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < N; i++) v[i] = area[i * 32];
+#pragma unroll 4
+    for (int w = 1; w < warps; w++)
+#pragma unroll
+      for (int i = 0; i < N; i++) v[i] += area[i * 32 + w];
+  }
+};
+
 // The vectors of a lane of P parameters, of one type, f32 or T; an absent one is 1 if it is the first, else 0. All loads come before
 // the first use.
 template <class T, int K, int P>
@@ -91,8 +122,10 @@ __device__ __forceinline__ float looseInverseRms(const T* x, int64_t n, int64_t 
 inline int forwardVectors(int64_t vectors) {
   return vectors <= 32 ? 1 : vectors <= 2 * kNormForwardThreads<2> ? 2 : vectors <= 2048 ? 4 : 8;
 }
-// The vectors of a row that a warp holds while a lane needs at most 8, else a block of 512.
-inline int wholeRowVectors(int64_t vectors) { return vectors <= 256 ? int(ceilDiv(vectors, 32)) : vectors <= 2048 ? 4 : 8; }
+// One vector in parts of a warp, two in blocks of up to 512, then more.
+inline int wholeRowVectors(int64_t vectors) { return vectors <= 32 ? 1 : vectors <= 1024 ? 2 : vectors <= 2048 ? 4 : 8; }
+template <int K>
+constexpr int kWholeRowBlocks = K == 2 ? 2 : 1;  // of 512 threads on a multiprocessor
 inline int backwardVectors(int64_t vectors) { return vectors <= 32 ? 1 : vectors <= 1024 ? 2 : 4; }
 
 inline TeamPlan wholeRowPlan(int64_t n, int v, int perLane) { return TeamPlan(n, v, perLane, ceilDiv(n / v, perLane) > 32 ? 0 : 256); }

@@ -345,28 +345,39 @@ inline int walkLanes(int64_t n, int64_t rows, int multiprocessors) {
 
 // ---- partial rows
 
-// partial (parts, columns) f32 -> the sum over the parts: the columns before `split` to out, the others to rest. 32 threads a
+// partial (parts, columns) f32 -> the sum over the parts: the columns before `split` to out, the others to rest. TURNS threads a
 // column take the parts by turns.
-template <class T>
-__global__ void __launch_bounds__(1024) addPartialsKernel(const float* __restrict__ partial, T* __restrict__ out, T* __restrict__ rest,
+template <class T, int TURNS>
+__global__ void __launch_bounds__(32 * TURNS) addPartialsKernel(const float* __restrict__ partial, T* __restrict__ out, T* __restrict__ rest,
     int64_t parts, int64_t columns, int64_t split) {
-  __shared__ float sums[32][33];
+  __shared__ float sums[32][TURNS + 1];
   const int lane = threadIdx.x % 32, turn = threadIdx.x / 32;
   const int64_t j = int64_t(blockIdx.x) * 32 + lane;
   float sum = 0.f;
+  awaitEarlierKernels();
   if (j < columns)
 #pragma unroll 8
-    for (int64_t i = turn; i < parts; i += 32) sum += partial[i * columns + j];
+    for (int64_t i = turn; i < parts; i += TURNS) sum += partial[i * columns + j];
   sums[lane][turn] = sum;
   __syncthreads();
-  const float total = warpReduce(sums[turn][lane]);
-  const int64_t column = int64_t(blockIdx.x) * 32 + turn;
-  if (lane == 0 && column < columns) (column < split ? out[column] : rest[column - split]) = fromFloat<T>(total);
+  const auto write = [&](int64_t column, float total) {
+    if (column < columns) (column < split ? out[column] : rest[column - split]) = fromFloat<T>(total);
+  };
+  if constexpr (TURNS == 32) {
+    const float total = warpReduce(sums[turn][lane]);
+    if (lane == 0) write(int64_t(blockIdx.x) * 32 + turn, total);
+  } else {
+    if (turn > 0) return;
+    for (int i = 1; i < TURNS; i++) sum += sums[lane][i];
+    write(j, sum);
+  }
 }
 
 template <class T>
 int32_t addPartials(const MMCall* c, const float* partial, T* out, T* rest, int64_t parts, int64_t columns, int64_t split) {
-  return launch(c, addPartialsKernel<T>, dim3(unsigned(ceilDiv(columns, 32))), dim3(1024), 0, partial, out, rest, parts, columns, split);
+  const dim3 grid(unsigned(ceilDiv(columns, 32)));
+  if (parts <= 64) return launchOverlapping(c, addPartialsKernel<T, 8>, grid, dim3(256), 0, partial, out, rest, parts, columns, split);
+  return launchOverlapping(c, addPartialsKernel<T, 32>, grid, dim3(1024), 0, partial, out, rest, parts, columns, split);
 }
 template <class T>
 int32_t addPartials(const MMCall* c, const float* partial, T* out, int64_t parts, int64_t columns) {
