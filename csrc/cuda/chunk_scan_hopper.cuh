@@ -359,19 +359,29 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
 #pragma unroll 1
       for (int block = 0;; block++) {
-        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
         const float* of = decays + block * 64 + 2 * t;
         if (block == half) release(Tiles::KEYS_FREE);
         uint32_t a[4][4];
+        if (block < half) {  // the first 64 keys for the second 64 queries: by way of c_63
+          const float factors[2] = {exp2Approximate(sums[0] - decays[SUM + 63]), exp2Approximate(sums[1] - decays[SUM + 63])};
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+          for (int j = 0; j < 8; j++) {
+            const float2 w = *reinterpret_cast<const float2*>(of + FIRST + 8 * j);
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
-            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
-            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
-            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+            for (int h = 0; h < 2; h++) x[4 * j + 2 * h] *= factors[h] * w.x, x[4 * j + 2 * h + 1] *= factors[h] * w.y;
+          }
+        } else {
+          const int last = 16 * warp + g - 2 * t;  // of the keys that `row` sees, less what the lane begins with
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+              x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+              x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+            }
           }
         }
 #pragma unroll
