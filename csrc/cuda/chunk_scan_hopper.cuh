@@ -8,15 +8,17 @@
 //            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
 //   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
-//            keys. The state comes last, so that its way through the cluster hides behind the other products, and the products of
+//            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides behind the other products, and the products of
 //            the next chunk's q k^T run while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.86, where reading and writing everything once at 3.0 TB/s takes 0.57 and
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.83, where reading and writing everything once at 3.0 TB/s takes 0.57 and
 // chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory, 1.41 against
 // 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the state's tile in
 // the outputs' warps, behind their stores, and decays not loaded ahead, 1.11 against 1.02; S_c in f32, 1.02 against 0.95; the state sent
-// piece by piece from registers, 0.95 against 0.86. R = 8 where that leaves fewer steps to the busiest cluster.
+// piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
+// against 0.83. What is left: the outputs wait a fifth of the time for the state, which is staged only once the tile before it is used.
+// R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
@@ -359,29 +361,19 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
 #pragma unroll 1
       for (int block = 0;; block++) {
+        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
         const float* of = decays + block * 64 + 2 * t;
         if (block == half) release(Tiles::KEYS_FREE);
         uint32_t a[4][4];
-        if (block < half) {  // the first 64 keys for the second 64 queries: by way of c_63
-          const float factors[2] = {exp2Approximate(sums[0] - decays[SUM + 63]), exp2Approximate(sums[1] - decays[SUM + 63])};
 #pragma unroll
-          for (int j = 0; j < 8; j++) {
-            const float2 w = *reinterpret_cast<const float2*>(of + FIRST + 8 * j);
+        for (int j = 0; j < 8; j++) {
+          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
 #pragma unroll
-            for (int h = 0; h < 2; h++) x[4 * j + 2 * h] *= factors[h] * w.x, x[4 * j + 2 * h + 1] *= factors[h] * w.y;
-          }
-        } else {
-          const int last = 16 * warp + g - 2 * t;  // of the keys that `row` sees, less what the lane begins with
-#pragma unroll
-          for (int j = 0; j < 8; j++) {
-            const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
-              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
-              x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
-              x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
-            }
+          for (int h = 0; h < 2; h++) {
+            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
           }
         }
 #pragma unroll
