@@ -8,8 +8,8 @@
 //            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
 //   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
-//            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides behind the other products, and the products of
-//            the next chunk's q k^T run while y is written
+//            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
+//            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
 // H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.83, where reading and writing everything once at 3.0 TB/s takes 0.57 and
@@ -456,13 +456,15 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           uint32_t words[4];
 #pragma unroll
           for (int j = 0; j < 4; j++) words[j] = pack2<T>(y[4 * (4 * i + j) + 2 * h], y[4 * (4 * i + j) + 2 * h + 1]);
-          storeMatrix4(sharedAddress(rows) + swizzled<4>(lane % 8 + 8 * h, lane / 8), words);
+          stmatrix4(sharedAddress(rows) + swizzled<4>(lane % 8 + 8 * h, lane / 8), words);
         }
         __syncwarp();
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          if (there[h])
-            *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = *reinterpret_cast<const uint4*>(rows + swizzled<4>(g + 8 * h, t));
+          if (there[h]) {
+            const uint4 piece = *reinterpret_cast<const uint4*>(rows + swizzled<4>(g + 8 * h, t));
+            *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = piece;
+          }
       }
     }
     waitProducts<0>();

@@ -23,14 +23,22 @@ constexpr int kConsumers = 256, kGradientBlock = kConsumers + 128;
 constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
 constexpr int kTiles = 7, kNoteSlots = 3;  // a stage's notes are read until the stage is over: with two slots the ring could overtake
 enum { V, DO, DS, S, kStageTiles };        // order within a stage
-enum { BARRIER_OWN = 1, BARRIER_FREE = 3, BARRIER_BOTH = 5 };  // named barriers; the first two by warpgroup
+enum { BARRIER_OWN = 1, BARRIER_FREE = 3, BARRIER_BOTH = 5 };  // named barriers, two each, by warpgroup
+
+// Where a stage stands, as the producer tells it. FROM_START, TO_END: the block takes the group from its first head on, to its last.
+enum { NEW_KEYS = 1, KEYS_PARITY = 2, LAST_OF_KEYS = 4, FROM_START = 8, TO_END = 16, LAST_STAGE = 32 };
+struct alignas(16) StagePlace {
+  int64_t values, queries, keys;  // the first element in dv, dq and dk
+  int64_t skip;                   // in the parts of D's gradient, of the first warp
+  int flags, rows, virtualHead, unused;  // steps of the chunk; number of (chunk, virtual head)
+};
 
 struct GradientLayout {
   static constexpr int keys = 0, queries = KeyTile::bytes, ring = 2 * KeyTile::bytes, tile = ValueTile::bytes;
   // R^T of the own blocks, R^T and att^T of the shared one
   static constexpr int own = ring + kTiles * tile, shared = own + 2 * SquareTile::bytes, att = shared + SquareTile::bytes;
   // notes of a stage: the scalars of its steps, D by value channel, where it stands
-  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4, note = place + 32;
+  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4, note = place + int(sizeof(StagePlace));
   // sums over the keys of a warp: of the own blocks (2, 4, 64), of the shared one (4, 64); over the queries: own (128), shared (2, 64);
   // diagonals of the product of the triangles and of dO v^T
   static constexpr int sumOwn = notes + kNoteSlots * note, sumShared = sumOwn + 2 * 4 * 64 * 4, rowOwn = sumShared + 4 * 64 * 4;
@@ -40,8 +48,7 @@ struct GradientLayout {
 static_assert(ValueTile::bytes == StateTile::bytes, "tiles of the ring");
 
 // Sums over a warp's rows of 16 columns, of which a lane has columns t, t + 1, t + 8 and t + 9.
-__device__ __forceinline__ void sumColumns(float (&x)[4], float* sums) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void sumColumns(float (&x)[4], float* sums, int lane) {
 #pragma unroll
   for (int d = 16, n = 2; n > 0; d /= 2, n /= 2) {
     const bool upper = lane & d;
@@ -76,12 +83,6 @@ __device__ __forceinline__ float sumQuad(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
-// Where a stage stands, as the producer tells it.
-enum { NEW_KEYS = 1, LAST_OF_KEYS = 2, FROM_START = 4, TO_END = 8 };  // flags; the latter two: the block takes the group from its first
-struct alignas(16) StagePlace {                                       // head on, to its last one
-  int virtualHead, flags, head, slice, group, batch, chunk, unused;   // virtualHead: number of (chunk, virtual head)
-};
-
 // The place of a tile of the block's i-th stage, and the parity of the phase that fills it. Two places for each but S, which is
 // needed last and comes when the stage before is over.
 struct TilePlace {
@@ -89,7 +90,8 @@ struct TilePlace {
   __device__ __forceinline__ TilePlace(int which, int i) : slot(which == S ? 2 * S : 2 * which + i % 2), parity((which == S ? i : i / 2) & 1) {}
 };
 
-__device__ __forceinline__ void produceStages(const Scan& s, const Task& task, const Maps& maps, unsigned char* shared, int first, int count) {
+__device__ __forceinline__ void produceStages(const Scan& s, const Gradient& g, const Task& task, const Maps& maps,
+                                              unsigned char* shared, int first, int count) {
   using Layout = GradientLayout;
   const uint32_t base = sharedAddress(shared);
   const uint32_t full = base + Layout::barriers, empty = full + 8 * kTiles, keysFull = empty + 8 * kTiles, keysEmpty = keysFull + 8;
@@ -117,9 +119,15 @@ __device__ __forceinline__ void produceStages(const Scan& s, const Task& task, c
       if (j == V) {
         if (member == 0) fromStart = true;
         const bool toEnd = member == share - 1;
-        const int flags = (i == 0 || member == 0 ? NEW_KEYS : 0) | (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) | (fromStart ? FROM_START : 0) |
-                          (toEnd ? TO_END : 0);
-        *reinterpret_cast<StagePlace*>(shared + note + Layout::place) = {first + i, flags, head, slice, group, batch, chunk, 0};
+        StagePlace& at = *reinterpret_cast<StagePlace*>(shared + note + Layout::place);
+        at.flags = (i == 0 ? NEW_KEYS : member == 0 ? NEW_KEYS | (groups & 1 ? KEYS_PARITY : 0) : 0) | (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) |
+                   (fromStart ? FROM_START : 0) | (toEnd ? TO_END : 0) | (i == count - 1 ? LAST_STAGE : 0);
+        at.rows = int(min(int64_t(kSteps), s.length - row)), at.virtualHead = first + i;
+        at.values = batch * g.dv.batch + row * g.dv.time + head * g.dv.head + slice * kValues;
+        at.queries = batch * g.dq.batch + row * g.dq.time + group * g.dq.head;
+        at.keys = batch * g.dk.batch + row * g.dk.time + group * g.dk.head;
+        const int64_t slot = int64_t(batch) * task.chunks + chunk;
+        at.skip = s.skip.wide ? (slot * kSkipParts * s.heads + head) * s.p + slice * kValues : (slot * task.slices + slice) * s.heads + head;
         bytes += (task.scalars ? kScalarBytes : 0) + (task.skip ? kValues * 4 : 0);
       }
       arriveExpecting(bar, bytes);
@@ -140,19 +148,11 @@ __device__ __forceinline__ void produceStages(const Scan& s, const Task& task, c
   }
 }
 
-// D's gradient of a stage: sum over the steps of v dO. By head from the triangles' diagonals, by value channel with a part a warp.
+// D's gradient by value channel, sum over the steps of v dO: the part of a warp's 16 steps. By head it comes from the triangles' diagonals.
 template <class T>
-__device__ __forceinline__ void skipGradient(const Scan& s, const Gradient& g, const Task& task, const StagePlace& at, const unsigned char* shared,
-                                             int slotV, int slotDO, int warp, int lane) {
-  const int64_t slot = int64_t(at.batch) * task.chunks + at.chunk;
+__device__ __forceinline__ void wideSkipGradient(const Scan& s, const Gradient& g, const StagePlace& at, const unsigned char* shared,
+                                                 int slotV, int slotDO, int warp, int lane) {
   using Layout = GradientLayout;
-  if (!s.skip.wide) {
-    if (warp) return;
-    const float4 x = reinterpret_cast<const float4*>(shared + Layout::product)[lane];
-    const float sum = warpReduce((x.x + x.y) + (x.z + x.w));
-    if (lane == 0) g.skipParts[(slot * task.slices + at.slice) * s.heads + at.head] = sum;
-    return;
-  }
   float2 sum = {};
 #pragma unroll 4
   for (int i = 0; i < 16; i++) {
@@ -161,12 +161,11 @@ __device__ __forceinline__ void skipGradient(const Scan& s, const Gradient& g, c
     const float2 dO = unpack2<T>(*reinterpret_cast<const uint32_t*>(shared + place + slotDO * Layout::tile));
     sum.x = fmaf(v.x, dO.x, sum.x), sum.y = fmaf(v.y, dO.y, sum.y);
   }
-  float* to = g.skipParts + ((slot * kSkipParts + warp) * s.heads + at.head) * s.p + at.slice * kValues + 2 * lane;
-  *reinterpret_cast<float2*>(to) = sum;
+  *reinterpret_cast<float2*>(g.skipParts + at.skip + int64_t(warp) * s.heads * s.p + 2 * lane) = sum;
 }
 
 template <class T, bool DECAY, int W>
-__device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, const Task& task, unsigned char* shared, int count) {
+__device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, const Task& task, unsigned char* shared) {
   using Layout = GradientLayout;
   const uint32_t base = sharedAddress(shared);
   const uint32_t full = base + Layout::barriers, empty = full + 8 * kTiles, keysFull = empty + 8 * kTiles, keysEmpty = keysFull + 8;
@@ -184,16 +183,16 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
   const uint64_t sharedAtt = tileDescriptor(base + Layout::att);
   const int ownSquare = Layout::own + W * SquareTile::bytes;
 
-#pragma unroll
-  for (int i = 0; i < 64; i += 32) sumOwn[i + lane] = 0.f;  // what lies beyond the diagonal stays zero
   // Of a tile of 64 channels the first two pieces of the warp's rows, as ldmatrix and stmatrix take them; ^ 32 k: the k-th two.
   const uint32_t piece = SquareTile::offset(16 * warp + lane % 16, lane / 16), fragment = 64 * W * 128 + piece;
   const uint32_t ownPiece = base + ownSquare + piece, sharedPiece = base + Layout::shared + piece;
 
+#pragma unroll
+  for (int i = 0; i < 64; i += 32) sumOwn[i + lane] = 0.f;  // what lies beyond the diagonal stays zero
+
   float dq[64], dk[64];
-  int groups = 0, noteSlot = 0;
 #pragma unroll 1
-  for (int i = 0; i < count; i++, noteSlot = noteSlot == kNoteSlots - 1 ? 0 : noteSlot + 1) {
+  for (int i = 0, noteSlot = 0;; i++, noteSlot = noteSlot == kNoteSlots - 1 ? 0 : noteSlot + 1) {
     const auto place = [&](int which) { return TilePlace(which, i); };
     const auto tileOf = [&](int which) { return base + Layout::ring + place(which).slot * Layout::tile; };
     const auto tile = [&](int which) { return tileDescriptor(tileOf(which)); };
@@ -212,7 +211,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     if (at().flags & NEW_KEYS) {
 #pragma unroll
       for (int j = 0; j < 64; j++) dq[j] = dk[j] = 0.f;
-      waitBarrier(keysFull, groups++ & 1);
+      waitBarrier(keysFull, at().flags & KEYS_PARITY ? 1 : 0);
     }
     wait(DO);
 
@@ -236,6 +235,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       settle(raw);
       settle(dp);
       const int ahead = t2 - row;  // the lane's first query less its first key
+      float ownRaw[2] = {}, ownDp[2] = {};  // on the diagonal, which no decay crosses: the sums leave it out
 #pragma unroll
       for (int k = 0; k < 4; k++) {  // 16 queries
         uint32_t r[4] = {};
@@ -246,7 +246,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           float in[4] = {};
 #pragma unroll
           for (int j = 2 * k; j < 2 * k + 2; j++) {
-            float x[4], a[4], b[4], c[4];
+            float x[4], a[4], c[4];
 #pragma unroll
             for (int e = 0; e < 4; e++) x[e] = s.scale;
             if constexpr (DECAY) {
@@ -254,36 +254,38 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 #pragma unroll
               for (int e = 0; e < 4; e++) x[e] = exp2Fast((e % 2 ? late.y : late.x) - log2[e / 2]);
             }
-            const auto diagonal = [&](int e) { return 8 * (e / 2) - 8 * j - e % 2; };  // `ahead` there
-            if (k == warp)
-#pragma unroll
-              for (int e = 0; e < 4; e++)
-                if (ahead < diagonal(e)) x[e] = 0.f;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-              a[e] = raw[4 * j + e] * x[e], b[e] = dp[4 * j + e] * x[e];
-              c[e] = DECAY ? b[e] * weight[e / 2] : b[e];
-            }
-            att[k][j % 2 * 2] = pack2<T>(a[0], a[1]), att[k][j % 2 * 2 + 1] = pack2<T>(a[2], a[3]);
-            r[j % 2 * 2] = pack2<T>(c[0], c[1]), r[j % 2 * 2 + 1] = pack2<T>(c[2], c[3]);
-            if constexpr (DECAY) {
-              if (k == warp)
-#pragma unroll
-                for (int e = 0; e < 4; e++)
-                  if (ahead == diagonal(e)) {
-                    diagonals[step + e / 2 * 8] = b[e] * raw[4 * j + e], products[step + e / 2 * 8] = dp[4 * j + e];
-                    b[e] = c[e] = 0.f;
-                  }
-#pragma unroll
-              for (int e = 0; e < 4; e++) {
-                out[e / 2] = fmaf(b[e], raw[4 * j + e], out[e / 2]);
+              if (ahead <= 8 * (e / 2) - 8 * j - e % 2) x[e] = 0.f;
+              const float b = dp[4 * j + e] * x[e];
+              a[e] = raw[4 * j + e] * x[e], c[e] = DECAY ? b * weight[e / 2] : b;
+              if constexpr (DECAY) {
+                out[e / 2] = fmaf(b, raw[4 * j + e], out[e / 2]);
                 in[j % 2 * 2 + e % 2] = fmaf(c[e], raw[4 * j + e], in[j % 2 * 2 + e % 2]);
               }
             }
+            att[k][j % 2 * 2] = pack2<T>(a[0], a[1]), att[k][j % 2 * 2 + 1] = pack2<T>(a[2], a[3]);
+            r[j % 2 * 2] = pack2<T>(c[0], c[1]), r[j % 2 * 2 + 1] = pack2<T>(c[2], c[3]);
+            const int h = j % 2, e = 4 * j + 2 * h;  // the diagonal of 16 x 16 crosses these
+            if (k == warp) ownRaw[h] = g8 % 2 ? raw[e + 1] : raw[e], ownDp[h] = g8 % 2 ? dp[e + 1] : dp[e];
           }
-          if (decays) sumColumns(in, sumOwn + 16 * k);
+          if (decays) sumColumns(in, sumOwn + 16 * k, lane);
         }
         storeMatrix4(ownPiece ^ (k * 32), r);
+      }
+      const bool onDiagonal = t2 / 2 == g8 / 2;
+      __syncwarp();
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float a = ownRaw[h] * s.scale, c = ownDp[h] * s.scale * weight[h];
+        const uint32_t keep = g8 % 2 ? 0xffffu : 0xffff0000u, pair = g8 % 2 ? pack2<T>(0.f, a) : pack2<T>(a, 0.f);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+          if (onDiagonal && k == warp) att[k][3 * h] = (att[k][3 * h] & keep) | pair;
+        if (onDiagonal) {
+          *reinterpret_cast<T*>(shared + ownSquare + SquareTile::offset(row + 8 * h, (row + 8 * h) / 8) + g8 * 2) = fromFloat<T>(c);
+          if (DECAY) diagonals[step + 8 * h] = ownDp[h] * a, products[step + 8 * h] = ownDp[h];
+        }
       }
       if (decays) {
 #pragma unroll
@@ -293,9 +295,6 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         }
       }
     }
-    fenceAsyncProxy();
-    syncWarpgroup(BARRIER_OWN + W);
-
     // ---- the shared triangle, while products with the own one run
     wait(DS);
     float dv[32], lateRaw[16], lateDp[16];
@@ -311,6 +310,9 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     for (int k = 0; k < 8; k++)
       multiply<T, false, true>(dv, shifted(keys, kOwnRows + KeyTile::channels(k)), shifted(tile(DS), StateTile::rowOffset(16 * k)), k > 0);
     commitProducts();
+    fenceAsyncProxy();
+    syncWarpgroup(BARRIER_OWN + W);
+    fenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; k++)
       multiply<T, false, true>(dk, shifted(ownR, SquareTile::channels(k)), shifted(queries, kOwnRows + KeyTile::rowOffset(16 * k)), true);
@@ -348,7 +350,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         }
         storeMatrix4(sharedPiece ^ (W * 64 + k * 32), r);
         storeMatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
-        if (decays) sumColumns(in, sumShared + 32 * W + 16 * k);
+        if (decays) sumColumns(in, sumShared + 32 * W + 16 * k, lane);
       }
       if (decays) {
 #pragma unroll
@@ -359,8 +361,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       }
     }
     fenceAsyncProxy();
-    syncThreads(BARRIER_BOTH, kConsumers);
-    if (DECAY && g.wantsSkip) skipGradient<T>(s, g, task, at(), shared, place(V).slot, place(DO).slot, 4 * W + warp, lane);
+    arriveThreads(BARRIER_BOTH + 1 - W, kConsumers);
 
     // ---- dv, and what else the shared triangle gives
     waitProducts<1>();
@@ -382,8 +383,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           carried[j % 2] = fmaf(value.y, d[1], fmaf(value.x, d[0], carried[j % 2]));
           x[k][j] = pack2<T>(value.x * factor[j % 2], value.y * factor[j % 2]);
         }
+      if (g.wantsSkip && s.skip.wide) wideSkipGradient<T>(s, g, at(), shared, place(V).slot, place(DO).slot, 4 * W + warp, lane);
       release(V);
     }
+    syncThreads(BARRIER_BOTH + W, kConsumers);
     fenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; k++) multiply<T, true>(dv, att[k], shifted(tile(DO), kOwnRows + ValueTile::rowOffset(16 * k)), true);
@@ -405,6 +408,11 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     }
     commitProducts();
 
+    if (W == 0 && DECAY && g.wantsSkip && !s.skip.wide && warp == 0) {
+      const float4 sums = reinterpret_cast<const float4*>(products)[lane];
+      const float sum = warpReduce((sums.x + sums.y) + (sums.z + sums.w));
+      if (lane == 0) g.skipParts[at().skip] = sum;
+    }
     if constexpr (DECAY)
 #pragma unroll
       for (int k = 0; k < 4; k++) ldmatrix4(upstream[k], tileOf(DO) + (fragment ^ (k * 32)));
@@ -413,8 +421,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 #pragma unroll
     for (int k = 0; k < 4; k++) settle(att[k]);
     syncWarpgroup(BARRIER_OWN + W);  // the own square is free for bringing results into rows
-    const int rows = int(min(int64_t(kSteps), s.length - int64_t(at().chunk) * kSteps)) - 64 * W - 16 * warp;  // of the warp
-    const auto store = [&](const float* d, T* to, int stride) {  // 64 channels
+    const auto store = [&](const float* d, const Operand& result, int64_t first) {  // 64 channels
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         uint32_t p[4];
@@ -423,11 +430,15 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         storeMatrix4(ownPiece ^ (k * 32), p);
       }
       __syncwarp();
+      const int own = 16 * warp + lane / 8, rows = at().rows - 64 * W - own;
+      const int64_t stride = 4 * result.time;
+      T* to = static_cast<T*>(result.data) + first + (64 * W + own) * result.time + lane % 8 * 8;
+      uint4 words[4];
 #pragma unroll
-      for (int n = 0; n < 4; n++)
-        if (4 * n + lane / 8 < rows)
-          *reinterpret_cast<uint4*>(to + int64_t(4 * n + lane / 8) * stride + lane % 8 * 8) =
-              *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(16 * warp + 4 * n + lane / 8, lane % 8));
+      for (int n = 0; n < 4; n++) words[n] = *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(own + 4 * n, lane % 8));
+#pragma unroll
+      for (int n = 0; n < 4; n++, to += stride)
+        if (4 * n < rows) *reinterpret_cast<uint4*>(to) = words[n];
       __syncwarp();
     };
     if (g.dv.given) {
@@ -442,7 +453,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             dv[2 * j] = fmaf(skip.x, dy.x, dv[2 * j]), dv[2 * j + 1] = fmaf(skip.y, dy.y, dv[2 * j + 1]);
           }
       }
-      store(dv, g.dv.at<T>(at().batch, int64_t(at().chunk) * kSteps + 64 * W + 16 * warp, at().head) + at().slice * kValues, int(g.dv.time));
+      store(dv, g.dv, at().values);
     }
     if constexpr (DECAY) release(DO);
 
@@ -518,26 +529,26 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       }
       if (lane == 0) task.through[int64_t(at().virtualHead) * kThroughParts + 4 * W + warp] = through;
     }
-    if (i + 1 < count) arriveThreads(BARRIER_FREE + 1 - W, kConsumers);
-
     const int flags = at().flags;
+    if (!(flags & LAST_STAGE)) arriveThreads(BARRIER_FREE + 1 - W, kConsumers);
+
     if (flags & LAST_OF_KEYS) {
       const bool whole = (flags & FROM_START) && (flags & TO_END);
-      const auto finish = [&](const float(&d)[64], const Operand& result, int which) {
+      const auto finish = [&](const float(&d)[64], const Operand& result, int64_t first, int which) {
         if (!result.given) return;
         if (whole) {
-          T* const to = result.at<T>(at().batch, int64_t(at().chunk) * kSteps + 64 * W + 16 * warp, at().group);
-          store(d, to, int(result.time));
-          store(d + 32, to + 64, int(result.time));
+          store(d, result, first);
+          store(d + 32, result, first + 64);
           return;
         }
         float* const to = task.parts + ((int64_t(blockIdx.x) * 2 + (flags & FROM_START ? 1 : 0)) * 2 + which) * (kSteps * kKeys) + step * kKeys + t2;
 #pragma unroll
         for (int j = 0; j < 32; j++) *reinterpret_cast<float2*>(to + j % 2 * 8 * kKeys + j / 2 * 8) = {d[2 * j], d[2 * j + 1]};
       };
-      finish(dq, g.dq, 0);
-      finish(dk, g.dk, 1);
+      finish(dq, g.dq, at().queries, 0);
+      finish(dk, g.dk, at().keys, 1);
     }
+    if (flags & LAST_STAGE) return;
   }
 }
 
@@ -561,11 +572,11 @@ chunkGradientWgmmaKernel(const __grid_constant__ Scan s, const __grid_constant__
   const int role = __shfl_sync(kAllLanes, int(threadIdx.x) / 128, 0);
   if (role == 2) {
     lowerRegisters<kProducerRegisters>();
-    if (threadIdx.x == kConsumers) produceStages(s, task, maps, shared, int(first), count);
+    if (threadIdx.x == kConsumers) produceStages(s, g, task, maps, shared, int(first), count);
   } else {
     raiseRegisters<kConsumerRegisters>();
-    if (role == 0) consumeStages<T, DECAY, 0>(s, g, task, shared, count);
-    else consumeStages<T, DECAY, 1>(s, g, task, shared, count);
+    if (role == 0) consumeStages<T, DECAY, 0>(s, g, task, shared);
+    else consumeStages<T, DECAY, 1>(s, g, task, shared);
   }
 #else
   __trap();

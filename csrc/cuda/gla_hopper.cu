@@ -16,6 +16,10 @@ struct Plan {
   int64_t slots = 0, segments = 0;  // chunks and segments of all sequences
 };
 
+// Over so many segments a block adds up the state that it starts from; over more a scan goes before (chunk_scan.cu). That scan takes
+// 12 us, adding up 7 segments 8.
+constexpr int kOwnSegments = 8;
+
 // One wave of blocks, each with a segment of a head; at least four chunks a segment.
 Plan plan(const MMCall* c, const Problem& problem, Scratch& scratch) {
   const Scan& s = problem.scan;
@@ -33,6 +37,7 @@ Plan plan(const MMCall* c, const Problem& problem, Scratch& scratch) {
     walk.states = scratch.take<float>(p.segments * s.heads * size);
     if (problem.backward) walk.gradients = scratch.take<float>(p.segments * s.heads * size);
     walk.totals = scratch.take<float>(p.segments * s.heads * s.n);
+    walk.passed = walk.segments > kOwnSegments;
   }
   if (!problem.backward) return p;
   const int64_t keys = int64_t(s.batch) * s.length * s.heads * s.n;
@@ -71,7 +76,7 @@ int32_t passSegments(const MMCall* c, const Problem& problem, const Plan& p, con
   if (!GRADIENTS && p.walk.segments == 1) return MM_OK;
   const auto kernel = glaSegmentsKernel<G, GRADIENTS>;
   const int32_t status = launchSegments(c, kernel, problem, p, SegmentsLayout<GRADIENTS>::shared, p.walk, p.states, maps);
-  if (status != MM_OK || p.walk.segments == 1) return status;
+  if (status != MM_OK || !p.walk.passed) return status;
   const chunk_scan::Pass forwards = {p.walk.states, s.initial, nullptr}, backwards = {p.walk.gradients, problem.gradient.dFinal, nullptr};
   return passStates(c, s, int64_t(p.walk.segment) * kSteps, {1, kWidth, kWidth, true}, p.walk.totals, true, forwards, backwards);
 }

@@ -11,15 +11,14 @@
 // of queries and keys of the same chunk are summed in f32 on the CUDA cores, with exp(c_t - c_s) for each pair and channel; queries then
 // take the state as it is, with exp(c_t).
 //
-// Forward: what the segments add to the state, a scan over the segments (chunk_scan.cu), then the outputs. Backward: the first of these for
-// the state and its gradient at once, leaving decayed keys; the states before all chunks; then a walk backwards with the gradient of
-// the state in registers. Elementwise work stands between a chunk's arrival and its products, the next chunks arrive meanwhile; a producer
-// warp would have nothing to hide.
+// Forward: what the segments add to the state, then the outputs. Backward: the first of these for the state and its gradient at once,
+// leaving decayed keys; the states before all chunks; then a walk backwards with the gradient of the state in registers. Elementwise work
+// stands between a chunk's arrival and its products, the next chunks arrive meanwhile; a producer warp would have nothing to hide.
 //
-// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.43 / 3.96 ms at L = 103424, 0.15 / 0.38 at L = 8192; by kernel at L = 103424
-// 0.50, 0.01, 0.92 / 1.02, 0.03, 0.61, 2.30, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.4. With every chunk beyond the
-// split, at L = 32768, 0.94 / 2.9 instead of 0.48 / 1.30. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 /
-// 0.77. Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
+// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.40 / 3.78 ms at L = 103424, 0.15 / 0.36 at L = 8192; by kernel at L = 103424
+// 0.50, 0.90 / 1.02, 0.62, 2.14, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.6. With every chunk beyond the split, at
+// L = 32768, 0.92 / 2.8 instead of 0.47 / 1.24. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
+// Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
 #pragma once
 #include "cuda/chunk_scan_mma_walk.cuh"
 #include "cuda/common/tma.cuh"
@@ -72,29 +71,35 @@ struct RawGates<bf16> {
   }
 };
 
+// Of the chunk from `start`, the thread's first channel of its first step, and how many of its steps there are.
+template <class T>
+__device__ __forceinline__ T* ownRows(const Operand& o, int batch, int64_t start, int head) {
+  return o.at<T>(batch, start + ownStep(), head) + ownChannel();
+}
+__device__ __forceinline__ int ownCount(const Scan& s, int64_t start) {
+  const int64_t left = s.length - start;
+  return ownChannel() >= s.n ? 0 : int(left < kSteps ? left : kSteps) - ownStep();
+}
+
 // Log-decays of the thread's steps of the chunk from `start`; zero outside.
 template <class G>
 __device__ __forceinline__ void loadGates(RawGates<G>& raw, const Scan& s, int batch, int64_t start, int head) {
-  using Piece = typename RawGates<G>::Piece;
-  const int64_t left = s.length - start - ownStep();
-  const G* from = s.gate.at<const G>(batch, start + ownStep(), head) + ownChannel();
-  const bool hasChannels = ownChannel() < s.n;
+  const G* from = ownRows<const G>(s.gate, batch, start, head);
+  const int count = ownCount(s, start);
 #pragma unroll
-  for (int r = 0; r < kOwnSteps; r++) {
+  for (int r = 0; r < kOwnSteps; r++, from += s.gate.time) {
     raw.v[r] = {};
-    if (hasChannels && r < left) raw.v[r] = *reinterpret_cast<const Piece*>(from + r * s.gate.time);
+    if (r < count) raw.v[r] = *reinterpret_cast<const typename RawGates<G>::Piece*>(from);
   }
 }
-
 // Brings them to the L2 cache, where registers are too few to load them early.
 template <class G>
 __device__ __forceinline__ void prefetchGates(const Scan& s, int batch, int64_t start, int head) {
-  constexpr int kLine = 128 / sizeof(G);
-  const G* from = s.gate.at<const G>(batch, start + ownStep(), head) + ownChannel();
-  if (ownChannel() % kLine || ownChannel() >= s.n) return;
+  const G* from = ownRows<const G>(s.gate, batch, start, head);
+  const int count = ownChannel() % (128 / sizeof(G)) ? 0 : ownCount(s, start);
 #pragma unroll
-  for (int r = 0; r < kOwnSteps; r++)
-    if (start + ownStep() + r < s.length) asm volatile("prefetch.global.L2 [%0];" ::"l"(from + r * s.gate.time));
+  for (int r = 0; r < kOwnSteps; r++, from += s.gate.time)
+    if (r < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
 // c = log2 of the decays from the chunk's start to the thread's steps, those included; `before`: to the first of them.
@@ -136,11 +141,12 @@ __device__ __forceinline__ void accumulate(Own& c, float (&before)[kOwnChannels]
 #pragma unroll
     for (int j = 0; j < kOwnChannels; j++) c[r][j] += before[j];
 }
+// The same for all warps, which have all channels.
 __device__ __forceinline__ bool beyondSplit(const float (&total)[kOwnChannels]) {
   bool beyond = false;
 #pragma unroll
   for (int j = 0; j < kOwnChannels; j++) beyond |= fabsf(total[j]) > -kLeastTotal;
-  return beyond;
+  return __any_sync(0xffffffffu, beyond);
 }
 
 // The thread's four channels of its r-th step, in a tile of rows.
@@ -269,9 +275,10 @@ __device__ __forceinline__ void storeTriangle(char* square, const float (&d)[R],
 // How the sequences are walked: in segments of so many chunks.
 struct Walk {
   int chunks = 0, segment = 0, segments = 0;  // chunks of a sequence, of a segment; segments of a sequence
-  // (segments, heads, 128, 128) f32: what a segment adds, then the states before (behind) it; null: one segment
+  // (segments, heads, 128, 128) f32: what a segment adds, or once `passed` the states before (behind) it; null: one segment
   float *states = nullptr, *gradients = nullptr;
   float* totals = nullptr;  // (segments, heads, K): decays of the segments
+  bool passed = false;
 };
 // The segment of this block, with the heads innermost.
 struct Segment {
@@ -287,12 +294,39 @@ struct Segment {
 using StateTile = float[kWidth / 8][4];
 __device__ __forceinline__ float (&asProduct(StateTile& state))[kWidth / 2] { return reinterpret_cast<float(&)[kWidth / 2]>(state); }
 __device__ __forceinline__ int stateRow() { return threadIdx.x / 32 * 16; }
-// The state before a segment; zero stays.
-__device__ __forceinline__ void readFirst(StateTile& state, const Scan& s, const Walk& walk, const Segment& at) {
+// Over segment `number` of the same sequence and head: state = decay state + what the segment adds.
+__device__ __forceinline__ void addSegment(StateTile& state, const Scan& s, const Walk& walk, const Segment& at, float* states,
+                                           int number) {
+  const int64_t index = (at.slot + number - at.number) * s.heads + at.head;
+#pragma unroll
+  for (int j = 0; j < kWidth / 8; j++) {
+    const int n = 8 * j + threadIdx.x % 4 * 2;
+    const float2 decay = n < s.n ? *reinterpret_cast<const float2*>(walk.totals + index * s.n + n) : float2{};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const float2 x = *chunk_scan::tiledPair<kWidth>(states + index * (kWidth * kWidth), stateRow(), j, h);
+      state[j][2 * h] = fmaf(decay.x, state[j][2 * h], x.x), state[j][2 * h + 1] = fmaf(decay.y, state[j][2 * h + 1], x.y);
+    }
+  }
+}
+// The state before a segment or (BACKWARDS) its gradient behind it. `ends`: that of the call, null for zero.
+template <bool BACKWARDS>
+__device__ __forceinline__ void readFirst(StateTile& state, const Scan& s, const Walk& walk, const Segment& at, const float* ends) {
+  float* const states = BACKWARDS ? walk.gradients : walk.states;
+#pragma unroll
+  for (int j = 0; j < kWidth / 8; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) state[j][i] = 0.f;
+  if (states && walk.passed) {
+    chunk_scan::readTiled<kWidth>(state, states + (at.slot * s.heads + at.head) * (kWidth * kWidth), stateRow());
+    return;
+  }
   const int64_t pair = int64_t(at.batch) * s.heads + at.head;
-  if (walk.states && (at.number || s.hasInitial))
-    chunk_scan::readTiled<kWidth>(state, walk.states + (at.slot * s.heads + at.head) * (kWidth * kWidth), stateRow());
-  else if (s.hasInitial) chunk_scan::readState<kWidth>(state, s, s.initial + pair * s.stateSize(), stateRow(), s.p);
+  if (ends) chunk_scan::readState<kWidth>(state, s, ends + pair * s.stateSize(), stateRow(), s.p);
+  if (!states) return;
+  const int others = BACKWARDS ? walk.segments - 1 - at.number : at.number;
+#pragma unroll 1
+  for (int i = 0; i < others; i++) addSegment(state, s, walk, at, states, BACKWARDS ? walk.segments - 1 - i : i);
 }
 __device__ __forceinline__ void decayState(StateTile& state, const float* decay) {
 #pragma unroll

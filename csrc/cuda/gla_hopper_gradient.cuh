@@ -10,7 +10,7 @@
 // products, so that a pair of steps cancels behind both.
 //
 // q, k, v and dO of the next chunk come in while one is worked on, its state once that of this one has been read. A warpgroup has half the
-// channels of each result. Registers are what is scarce: with 50 spilled the kernel takes 3.2 ms instead of 2.3 at L = 103424, so the sums
+// channels of each result. Registers are what is scarce: with 50 spilled the kernel took 3.2 ms instead of 2.3 at L = 103424, so the sums
 // of the log-decays are made a second time.
 #pragma once
 #include "cuda/gla_hopper.cuh"
@@ -138,11 +138,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   RawGates<G> raw;
   load(raw, 0);
-  const int64_t pair = int64_t(at.batch) * s.heads + at.head;
-  StateTile gradient = {};
-  if (walk.gradients && (at.number + 1 < walk.segments || g.hasFinal))
-    chunk_scan::readTiled<kWidth>(gradient, walk.gradients + (at.slot * s.heads + at.head) * (kWidth * kWidth), stateRow());
-  else if (g.hasFinal) chunk_scan::readState<kWidth>(gradient, s, g.dFinal + pair * s.stateSize(), stateRow(), s.p);
+  StateTile gradient;
+  readFirst<true>(gradient, s, walk, at, g.dFinal);
   int phases = 0;  // a bit a stage
   const auto awaitRows = [&](int i) {
     waitBarrier(full + i % 2 * 8, phases >> i % 2 & 1);
@@ -170,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     Own c;
     float before[kOwnChannels], total[kOwnChannels];
     accumulate(c, before, total, raw, floats(Layout::parts));
-    const bool beyond = __syncthreads_or(beyondSplit(total));
+    const bool beyond = beyondSplit(total);
     awaitRows(i);
     if (beyond) {
       if (hasNext) awaitRows(i + 1);
@@ -316,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           chunk_scan::transposeQuad(x);
           const int t = row + 8 * h, p = group * 64 + (j + lane % 4) * 8;
           if (t >= left || p >= s.p) continue;
-          *reinterpret_cast<uint4*>(g.dv.at<bf16>(at.batch, start + t, at.head) + p) = {x[0], x[1], x[2], x[3]};
+          __stcs(reinterpret_cast<uint4*>(g.dv.at<bf16>(at.batch, start + t, at.head) + p), uint4{x[0], x[1], x[2], x[3]});
         }
     waitProducts<0>();
     settle(dq), settle(dk), settle(asProduct(gradient));
@@ -331,10 +328,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (hasNext) load(raw, i + 1);
     __syncthreads();
 
-    const bool hasChannels = ownChannel() < s.n;
-    const auto store = [&](const Operand& result, int r, const float (&x)[kOwnChannels]) {
-      if (result.given && hasChannels && ownStep() + r < left)
-        *reinterpret_cast<uint2*>(result.at<bf16>(at.batch, start + ownStep() + r, at.head) + ownChannel()) = pack4(x);
+    const int count = ownCount(s, start);
+    const auto store = [&](const Operand& result, const Own& x) {
+      bf16* to = ownRows<bf16>(result, at.batch, start, at.head);
+#pragma unroll
+      for (int r = 0; r < kOwnSteps; r++, to += result.time)
+        if (r < count) __stcs(reinterpret_cast<uint2*>(to), pack4(x[r]));
     };
     Own x, crossing;  // crossing: what ends at a step less what begins there
     readOwn(x, stagedQ);
@@ -354,8 +353,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         crossing[r][j] = x[r][j] * y[j];
         if (!beyond) x[r][j] *= exp2Fast(c[r][j] - total[j]) * s.scale;
       }
-      store(g.dq, r, x[r]);
     }
+    if (g.dq.given) store(g.dq, x);
     readOwn(x, stagedK);
     if (beyond) {
 #pragma unroll
@@ -373,8 +372,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         crossing[r][j] = fmaf(-x[r][j], y[j], crossing[r][j]);
         if (!beyond) x[r][j] *= exp2Fast(total[j] - c[r][j]);
       }
-      store(g.dk, r, x[r]);
     }
+    if (g.dk.given) store(g.dk, x);
 
     float run[kOwnChannels] = {};  // sums over the steps from each on
 #pragma unroll
@@ -395,17 +394,21 @@ __global__ void __launch_bounds__(kThreads, 1)
         const float4 y = sums[w * 32];
         behind[0] += y.x, behind[1] += y.y, behind[2] += y.z, behind[3] += y.w;
       }
+      G* to = ownRows<G>(g.dgate, at.batch, start, at.head);
 #pragma unroll
-      for (int r = 0; r < kOwnSteps; r++) {
-        if (!hasChannels || ownStep() + r >= left) continue;
+      for (int r = 0; r < kOwnSteps; r++, to += g.dgate.time) {
 #pragma unroll
         for (int j = 0; j < kOwnChannels; j++) crossing[r][j] += behind[j];
-        storeFloats<kOwnChannels>(g.dgate.at<G>(at.batch, start + ownStep() + r, at.head) + ownChannel(), crossing[r]);
+        const float(&y)[kOwnChannels] = crossing[r];
+        if (r >= count) continue;
+        if constexpr (std::is_same_v<G, float>) __stcs(reinterpret_cast<float4*>(to), float4{y[0], y[1], y[2], y[3]});
+        else __stcs(reinterpret_cast<uint2*>(to), pack4(y));
       }
     }
   }
-  if (at.number == 0 && g.wantsInitial)
-    chunk_scan::writeState<kWidth>(gradient, s, g.dInitial + pair * s.stateSize(), stateRow(), s.p);
+  if (at.number || !g.wantsInitial) return;
+  const int64_t pair = int64_t(at.batch) * s.heads + at.head;
+  chunk_scan::writeState<kWidth>(gradient, s, g.dInitial + pair * s.stateSize(), stateRow(), s.p);
 #else
   __trap();
 #endif

@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   RawGates<G> raw;
   load(raw, 0);
 
-  StateTile state = {};
-  readFirst(state, s, walk, at);
+  StateTile state;
+  readFirst<false>(state, s, walk, at, s.initial);
 
 #pragma unroll 1
   for (int i = 0; i < at.count; i++) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     Own c;
     float before[kOwnChannels], total[kOwnChannels];
     accumulate(c, before, total, raw, floats(Layout::parts));
-    const bool beyond = __syncthreads_or(beyondSplit(total));
+    const bool beyond = beyondSplit(total);
     if (i + 1 < at.count) load(raw, i + 1);
     waitBarrier(full + i % Layout::stages * 8, i / Layout::stages & 1);
     if (beyond) {

@@ -85,12 +85,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     scaleOwn(tiles + K * Rows::bytes, [&](int r, int j) { return exp2Fast(total[j] - c[r][j]); });
     if (GRADIENTS) {
       scaleOwn(tiles + Q * Rows::bytes, [&](int r, int j) { return exp2Fast(c[r][j] + sum[j]) * s.scale; });
-      const int64_t start = int64_t(at.first + i) * kSteps + ownStep();
-      bf16* to = task.keys + ((at.batch * s.length + start) * s.heads + at.head) * s.n + ownChannel();
+      const int64_t start = int64_t(at.first + i) * kSteps;
+      bf16* to = task.keys + ((at.batch * s.length + start + ownStep()) * s.heads + at.head) * s.n + ownChannel();
+      const int count = ownCount(s, start);
 #pragma unroll
-      for (int r = 0; r < kOwnSteps; r++)
-        if (ownChannel() < s.n && start + r < s.length)
-          *reinterpret_cast<uint2*>(to + int64_t(r) * s.heads * s.n) = *ownPiece(tiles + K * Rows::bytes, r);
+      for (int r = 0; r < kOwnSteps; r++, to += int64_t(s.heads) * s.n)
+        if (r < count) *reinterpret_cast<uint2*>(to) = *ownPiece(tiles + K * Rows::bytes, r);
     }
     if (threadIdx.x < 32) {
       const float4 x = {exp2Fast(total[0]), exp2Fast(total[1]), exp2Fast(total[2]), exp2Fast(total[3])};
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Stages<Layout> stages = {sharedAddress(shared), maps, at};
   const int steps = at.count - 1;  // nobody needs what the last chunk adds
   stages.start(steps);
-  StateTile state = {};
-  readFirst(state, s, walk, at);
+  StateTile state;
+  readFirst<false>(state, s, walk, at, s.initial);
 
   const auto slotAt = [&](int i) { return (int64_t(at.batch) * walk.chunks + at.first + i) * s.heads + at.head; };
   float* const decays = reinterpret_cast<float*>(shared + Layout::decay);
