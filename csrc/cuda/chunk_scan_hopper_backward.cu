@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
   const Place at = locate(s, index / s.heads, kSteps);
   const int lane = threadIdx.x % 32;
   if (skip && index < s.heads)
-    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype, s.skip.wide ? index * s.p + p : index);
+    for (int64_t p = lane; p < s.p; p += 32)
+      skip[index * s.p + p] = element(s.skip.data, s.skip.dtype, s.skip.wide ? index * s.p + p : index);
   const LaneSteps<kEach> steps = scanSteps<kEach>(s, at, int(index % s.heads));
   double last = __shfl_up_sync(kAllLanes, steps.c[kEach - 1], 1), log2[kEach], sum = 0;
   if (lane == 0) last = 0;
@@ -44,26 +45,43 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
 
 // ---- what the kernels leave in parts
 
-// What a (chunk, head) adds to the gradients of its decays, from the sums over its slices; a warp each.
+// What a (chunk, head) adds to the gradients of its decays, from the sums over its slices; a warp each. Those of the steps go through
+// shared memory: neighbours in a tensor are the heads.
 __global__ void __launch_bounds__(kThreads)
 chunkDecaySumsKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task, int64_t slots) {
-  const int64_t index = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  if (index >= slots * s.heads) return;
-  const int head = int(index % s.heads), lane = threadIdx.x % 32;
-  const Place at = locate(s, index / s.heads, kSteps);
-  float crossing[kEach] = {}, carried[kEach] = {}, direct[kEach] = {}, through = 0.f;
-  for (int64_t i = index * task.slices; i < (index + 1) * task.slices; i++) {
-    const auto add = [&](float(&to)[kEach], int kind) {
-      float x[kEach];
-      loadFloats<kEach>(task.sums + (i * kGradientKinds + kind) * kSteps + lane * kEach, x);
+  constexpr int WARPS = kThreads / 32, PITCH = WARPS + 1;
+  __shared__ float steps[kSteps * PITCH];
+  const int64_t first = int64_t(blockIdx.x) * WARPS, index = first + threadIdx.x / 32;
+  if (index < slots * s.heads) {
+    const int head = int(index % s.heads), lane = threadIdx.x % 32;
+    const Place at = locate(s, index / s.heads, kSteps);
+    float crossing[kEach] = {}, carried[kEach] = {}, direct[kEach] = {}, through = 0.f;
+    for (int64_t i = index * task.slices; i < (index + 1) * task.slices; i++) {
+      const auto add = [&](float(&to)[kEach], int kind) {
+        float x[kEach];
+        loadFloats<kEach>(task.sums + (i * kGradientKinds + kind) * kSteps + lane * kEach, x);
 #pragma unroll
-      for (int e = 0; e < kEach; e++) to[e] += x[e];
-    };
-    add(crossing, CROSSING), add(carried, CARRIED), add(direct, DIRECT);
+        for (int e = 0; e < kEach; e++) to[e] += x[e];
+      };
+      add(crossing, CROSSING), add(carried, CARRIED), add(direct, DIRECT);
 #pragma unroll
-    for (int j = 0; j < kThroughParts; j++) through += task.through[i * kThroughParts + j];
+      for (int j = 0; j < kThroughParts; j++) through += task.through[i * kThroughParts + j];
+    }
+    Gradient staged = g;
+    staged.dstep.data = steps + threadIdx.x / 32, staged.dstep.dtype = MM_F32;
+    staged.dstep.batch = staged.dstep.head = 0, staged.dstep.time = PITCH;
+    Place local = at;
+    local.start = 0;
+    decayGradient<kEach>(s, staged, local, head, index, scanSteps<kEach>(s, at, head), crossing, carried, direct, through);
   }
-  decayGradient<kEach>(s, g, at, head, index, scanSteps<kEach>(s, at, head), crossing, carried, direct, through);
+  if (!g.dstep.given) return;
+  __syncthreads();
+  const int64_t mine = first + threadIdx.x % WARPS;
+  if (mine >= slots * s.heads) return;
+  const Place at = locate(s, mine / s.heads, kSteps);
+  const int64_t base = at.batch * g.dstep.batch + at.start * g.dstep.time + mine % s.heads * g.dstep.head;
+  for (int t = threadIdx.x / WARPS; t < at.length; t += kThreads / WARPS)
+    setElement(g.dstep.data, g.dstep.dtype, base + t * g.dstep.time, steps[t * PITCH + threadIdx.x % WARPS]);
 }
 
 // dq and dk of the groups that several blocks share; a block for each block of the gradient kernel that starts such a group and 16 rows
