@@ -335,6 +335,8 @@ Scan describe(const MMCall* c, int q, int k, int v, int initial, int cu);
 // With `run` false they only take their scratch.
 int32_t solveGeneral(const MMCall* c, Problem& p, Scratch& scratch, bool run);
 int32_t solveMma(const MMCall* c, Problem& p, Scratch& scratch, bool run);
+// The outputs and final states by chunk_scan_hopper.cuh; false where it does not serve the call. With a normalisation 1 / den is there.
+bool solveHopperForward(const MMCall* c, const Scan& s, Scratch& scratch, bool run, int32_t& status);
 // What the tensor-core kernels ask of sizes and strides, and of addresses.
 bool fitsMma(const MMCall* c, const Problem& p);
 bool alignedForMma(const Problem& p);

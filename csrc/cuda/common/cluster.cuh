@@ -25,19 +25,14 @@ __device__ __forceinline__ uint32_t inBlock(uint32_t address, int rank) {
 __device__ __forceinline__ void syncCluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
-// `barrier` is an address of inBlock(). It orders what a block's own threads see, and what other blocks are told of in shared memory; a
-// release to the cluster would first wait until all stores to global memory are done (3 us a step of the chunk engine).
+// `barrier` is an address of inBlock(). For buffers in shared memory that have been read and may be written again; a release to the
+// cluster would first wait until all stores to global memory are done.
 __device__ __forceinline__ void arriveInBlock(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 // Stores to the block that address and barrier (of inBlock()) lie in, behind the caller's back.
 __device__ __forceinline__ void storeInBlock(uint32_t address, float x, uint32_t barrier) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(address), "f"(x), "r"(barrier)
-               : "memory");
-}
-__device__ __forceinline__ void storeInBlock(uint32_t address, float4 x, uint32_t barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address), "f"(x.x),
-               "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
                : "memory");
 }
 __device__ __forceinline__ void storeInBlock(uint32_t address, const uint32_t (&x)[4], uint32_t barrier) {
@@ -55,6 +50,14 @@ __device__ __forceinline__ void raiseFlag(int32_t* flag) {
 __device__ __forceinline__ void awaitFlag(const int32_t* flag) {
   int32_t raised = 0;
   while (!raised) asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(raised) : "l"(flag) : "memory");
+}
+
+// Copies from this block's shared memory, in multiples of 16 bytes. What ordinary stores wrote needs fenceAsyncProxy() before; who reads
+// it as operands of products there needs none.
+__device__ __forceinline__ void copyToBlock(uint32_t address, uint32_t from, uint32_t bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address), "r"(from),
+               "r"(bytes), "r"(barrier)
+               : "memory");
 }
 
 inline cudaLaunchAttribute clusterOf(int blocks) {
