@@ -183,15 +183,19 @@ int32_t solve(const MMCall* c, const Scan& s, const Gradient& g, const Plan& p, 
 
 bool fitsHopperBackward(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
-  return deviceOf(c).capability() == 90 && problem.kind == Decay::Head && !s.packed && !s.normalized && !s.z.given &&
-         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
+  if (deviceOf(c).capability() != 90 || problem.kind != Decay::Head || s.packed || s.normalized || !(s.scale > 0)) return false;
+  return s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
 }
 
 int32_t solveHopperBackward(const MMCall* c, Problem& problem, Scratch& scratch, bool run) {
   const hopper::Plan p = hopper::plan(c, problem, scratch);
-  if (!run) return MM_OK;
   const Scan& s = problem.scan;
-  const Gradient& g = problem.gradient;
+  Gradient g = problem.gradient;
+  if (s.z.given) {
+    const int32_t status = gateGradients(c, problem, scratch, run, g.dy);
+    if (status != MM_OK) return status;
+  }
+  if (!run) return MM_OK;
   hopper::Maps halves, chunks;
   if (hopper::encodeMaps(s, g, hopper::kSteps / 2, halves) && hopper::encodeMaps(s, g, hopper::kSteps, chunks))
     return hopper::solve(c, s, g, p, halves, chunks);
