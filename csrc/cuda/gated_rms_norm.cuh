@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kNormForwardThreads<K>, kNormForwardBlocks<K>)
 // dx and dg may be null. partial (blocks, n) of dw, or null; dynamic shared memory: K V floats a thread where a block has
 // several teams. Of the gate, s(g) dy and s'(g) dy are kept.
 template <class T, int K>
-__global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K>) gatedRmsNormBackwardKernel(const T* __restrict__ x,
+__global__ void __launch_bounds__(kNormBackwardThreads<K>, K == 1 ? 2 : 1) gatedRmsNormBackwardKernel(const T* __restrict__ x,
     const T* __restrict__ gate, Weights w, const T* __restrict__ dy, T* __restrict__ dx, T* __restrict__ dg, float* __restrict__ partial,
     const __grid_constant__ Nest<3> nest, int64_t rows, int n, float eps, int lanes) {
   constexpr int V = kVector<T>;
