@@ -3,7 +3,8 @@
 //
 // x, gate and dy (rows, n) have a dense last axis and begin their rows anywhere (a nest of the axes before), results are dense.
 // Tiling as rms_norm.cuh. The backward computes s(g) and s'(g) once, times dy, before the reduction; the operands that this frees
-// take the next row.
+// take the next row. Rows of a part of a warp: two blocks of 256 a multiprocessor, as with the registers of three the next row's loads
+// come late (16 x 8192 rows of 128: 90 % of an H100's copy rate instead of 85, 16 x 103424: 96 instead of 92).
 #pragma once
 #include "cuda/activation.cuh"
 #include "cuda/common/norm.cuh"

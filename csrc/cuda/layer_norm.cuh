@@ -1,7 +1,9 @@
 // layerNorm: y = h w + b with h = (x - mean) r, r = 1 / sqrt(var + eps); the variance is summed from centred values.
 // With g = w dy: dx = r (g - mean(g) - h mean(g h)), dw = sum over rows of dy h, db = sum of dy.
 //
-// x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn.
+// x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn. At 8192 x 2048 and
+// 103424 x 2048 forward and backward reach 86, 99 and 84, 94 % of an H100's copy rate (backward with one vector a lane and 1024 threads
+// 84, 92; two rows at once 82).
 #pragma once
 #include "cuda/common/norm.cuh"
 
