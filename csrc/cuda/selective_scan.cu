@@ -1,4 +1,4 @@
-#include "cuda/selective_scan.cuh"
+#include "cuda/selective_scan_lanes.cuh"
 
 namespace mm::cuda {
 namespace {
@@ -70,7 +70,35 @@ int32_t selectiveScan(const MMCall* c) {
   return dispatchFloat(in(c, U).dtype, [&](auto t) { return forward<decltype(t)>(c); });
 }
 
+template <class T, int LANES>
+int32_t forwardInLanes(const MMCall* c) {
+  using Block = ScanLanesBlock<T, LANES, ScanWalk::forward>;
+  ScanShape shape = scanShape(c, kLanesStates, attrs<Attrs>(c).deltaSoftplus);
+  shape.blocks = int32_t(ceilDiv(shape.perGroup, Block::kChannels));
+  cutScan(shape, 1);
+  ScanLanes v = {};
+  v.in = scanInputs<T>(c, shape);
+  v.out = scanOperand<T>(out(c, OUT), shape.perGroup);
+  v.lastState = data<float>(out(c, LAST_STATE));
+  return launchScanLanes<T, LANES, ScanWalk::forward>(c, v, 1);
+}
+// Warps of a multiprocessor if a channel takes one lane.
+double scanWarps(const MMCall* c) {
+  return double(in(c, U).shape[0]) * double(in(c, U).shape[1]) / 32 / deviceOf(c).multiprocessors;
+}
+// Below three warps a multiprocessor, cutting the length is faster.
+int32_t fillsLanes(const MMCall* c) { return scanInLanes(c) && scanWarps(c) * 8 >= 3; }
+int32_t selectiveScanLanes(const MMCall* c) {
+  const double warps = scanWarps(c);
+  return dispatchFloat(in(c, U).dtype, [&](auto t) -> int32_t {
+    using T = decltype(t);
+    if constexpr (std::is_same_v<T, float>) return MM_ERR_KERNEL;
+    else return warps * 2 >= 12 ? forwardInLanes<T, 2>(c) : warps * 4 >= 12 ? forwardInLanes<T, 4>(c) : forwardInLanes<T, 8>(c);
+  });
+}
+
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(selective_scan, {"selectiveScan", "channels", nullptr, workspace, selectiveScan})
+MM_CUDA_KERNELS(selective_scan, {"selectiveScan", "lanes", fillsLanes, nullptr, selectiveScanLanes},
+    {"selectiveScan", "channels", nullptr, workspace, selectiveScan})

@@ -57,26 +57,28 @@ struct ScanInputs {
   ScanParameter a, b, c, d, bias;
 };
 
-// What one block works on: one chunk of blockDim.x channels of one group and batch, blocks fastest.
+// What one block works on: one chunk of `channels` channels of one group and batch, blocks fastest.
 struct ScanPlace {
   int64_t b, channel, begin, end;  // first channel; steps [begin, end)
   int32_t group, block, chunk, valid;  // valid: channels that exist
 
-  __device__ __forceinline__ explicit ScanPlace(const ScanShape& v) {
+  __device__ __forceinline__ ScanPlace(const ScanShape& v, int channels) {
     unsigned i = blockIdx.x;
     block = int32_t(i % unsigned(v.blocks)), i /= unsigned(v.blocks);
     group = int32_t(i % unsigned(v.groups)), i /= unsigned(v.groups);
     b = i % v.batch, chunk = int32_t(i / v.batch);
-    const int at = block * int(blockDim.x);
+    const int at = block * channels;
     channel = int64_t(group) * v.perGroup + at;
-    valid = v.perGroup - at < int(blockDim.x) ? v.perGroup - at : int(blockDim.x);
+    valid = v.perGroup - at < channels ? v.perGroup - at : channels;
     begin = chunk * v.chunkSteps;
     end = begin + v.chunkSteps < v.length ? begin + v.chunkSteps : v.length;
   }
-  // Of a (batch, rows, D) array in f32, row `row` of `rows`, this thread's channel.
-  __device__ __forceinline__ int64_t at(const ScanShape& v, int64_t row, int64_t rows) const {
-    return (b * rows + row) * v.channels + channel + threadIdx.x;
+  // Of a (batch, rows, D) array in f32, row `row` of `rows`, the block's channel `i`.
+  __device__ __forceinline__ int64_t at(const ScanShape& v, int64_t row, int64_t rows, int i) const {
+    return (b * rows + row) * v.channels + channel + i;
   }
+  // The same, this thread's channel.
+  __device__ __forceinline__ int64_t at(const ScanShape& v, int64_t row, int64_t rows) const { return at(v, row, rows, threadIdx.x); }
 };
 
 // ---- tiles: [channel][step], rows of STEPS elements of T, swizzled in pieces of 16 bytes
@@ -94,89 +96,93 @@ __device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("pref
 
 __device__ __forceinline__ int scanLeft(int64_t t, int64_t end, int most) { return end - t < most ? int(end - t) : most; }
 
-// Every warp reads and writes the rows of its own 32 channels, so that a warp's barrier is enough. Missing channels and steps are
-// read as zero and not written. `left` steps from t are there.
+// Every warp reads and writes ROWS rows from row0 on; where these are the channels it works on, a warp's barrier is enough.
+// Missing channels and steps are read as zero and not written. `left` steps from t are there.
 //
 // Along the channels, or element by element; calls of their own, as their registers are of no use to the others.
-template <class T, int STEPS>
-__device__ __noinline__ void loadScanRowsAcross(char* tile, const T* p, int64_t channel, int64_t time, bool vectors, int valid, int left) {
+template <class T, int STEPS, int ROWS>
+__device__ __noinline__ void loadScanRowsAcross(char* tile, int row0, const T* p, int64_t channel, int64_t time, bool vectors, int valid,
+    int left) {
   using Tile = ScanTile<T, STEPS>;
-  constexpr int E = Tile::kEach, ACROSS = 32 / E, ALONG = 32 / ACROSS;
-  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
-  if (vectors) {
-    const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
-    Pack<T, E> packs[STEPS / ALONG];
+  constexpr int E = Tile::kEach, ACROSS = ROWS / E, ALONG = ACROSS ? 32 / ACROSS : 1;
+  const int lane = threadIdx.x % 32;
+  if constexpr (ACROSS > 0 && STEPS >= ALONG)
+    if (vectors) {
+      const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
+      Pack<T, E> packs[STEPS / ALONG];
 #pragma unroll
-    for (int k = 0; k < STEPS / ALONG; k++) {
-      if (row < valid && k * ALONG + step < left) packs[k] = *reinterpret_cast<const Pack<T, E>*>(p + row + (k * ALONG + step) * time);
-      else
+      for (int k = 0; k < STEPS / ALONG; k++) {
+        if (row < valid && k * ALONG + step < left) packs[k] = *reinterpret_cast<const Pack<T, E>*>(p + row + (k * ALONG + step) * time);
+        else
 #pragma unroll
-        for (int i = 0; i < E; i++) packs[k].v[i] = fromFloat<T>(0.f);
+          for (int i = 0; i < E; i++) packs[k].v[i] = fromFloat<T>(0.f);
+      }
+#pragma unroll
+      for (int k = 0; k < STEPS / ALONG; k++)
+#pragma unroll
+        for (int i = 0; i < E; i++) Tile::element(tile, row + i, k * ALONG + step) = packs[k].v[i];
+      return;
     }
-#pragma unroll
-    for (int k = 0; k < STEPS / ALONG; k++)
-#pragma unroll
-      for (int i = 0; i < E; i++) Tile::element(tile, row + i, k * ALONG + step) = packs[k].v[i];
-    return;
-  }
   const bool along = time <= channel;  // lanes along the steps
 #pragma unroll 8
-  for (int i = lane; i < 32 * STEPS; i += 32) {
-    const int row = row0 + (along ? i / STEPS : i % 32), step = along ? i % STEPS : i / 32;
+  for (int i = lane; i < ROWS * STEPS; i += 32) {
+    const int row = row0 + (along ? i / STEPS : i % ROWS), step = along ? i % STEPS : i / ROWS;
     Tile::element(tile, row, step) = row < valid && step < left ? p[row * channel + step * time] : fromFloat<T>(0.f);
   }
 }
-template <class T, int STEPS>
-__device__ __noinline__ void storeScanRowsAcross(char* tile, T* p, int64_t channel, int64_t time, bool vectors, int valid, int left) {
+template <class T, int STEPS, int ROWS>
+__device__ __noinline__ void storeScanRowsAcross(char* tile, int row0, T* p, int64_t channel, int64_t time, bool vectors, int valid,
+    int left) {
   using Tile = ScanTile<T, STEPS>;
-  constexpr int E = Tile::kEach, ACROSS = 32 / E, ALONG = 32 / ACROSS;
-  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
-  if (vectors) {
-    const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
+  constexpr int E = Tile::kEach, ACROSS = ROWS / E, ALONG = ACROSS ? 32 / ACROSS : 1;
+  const int lane = threadIdx.x % 32;
+  if constexpr (ACROSS > 0 && STEPS >= ALONG)
+    if (vectors) {
+      const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
 #pragma unroll
-    for (int k = 0; k < STEPS / ALONG; k++) {
-      Pack<T, E> pack;
+      for (int k = 0; k < STEPS / ALONG; k++) {
+        Pack<T, E> pack;
 #pragma unroll
-      for (int i = 0; i < E; i++) pack.v[i] = Tile::element(tile, row + i, k * ALONG + step);
-      if (row < valid && k * ALONG + step < left) *reinterpret_cast<Pack<T, E>*>(p + row + (k * ALONG + step) * time) = pack;
+        for (int i = 0; i < E; i++) pack.v[i] = Tile::element(tile, row + i, k * ALONG + step);
+        if (row < valid && k * ALONG + step < left) *reinterpret_cast<Pack<T, E>*>(p + row + (k * ALONG + step) * time) = pack;
+      }
+      return;
     }
-    return;
-  }
   const bool along = time <= channel;
 #pragma unroll 8
-  for (int i = lane; i < 32 * STEPS; i += 32) {
-    const int row = row0 + (along ? i / STEPS : i % 32), step = along ? i % STEPS : i / 32;
+  for (int i = lane; i < ROWS * STEPS; i += 32) {
+    const int row = row0 + (along ? i / STEPS : i % ROWS), step = along ? i % STEPS : i / ROWS;
     if (row < valid && step < left) p[row * channel + step * time] = Tile::element(tile, row, step);
   }
 }
 
-template <class T, int STEPS>
-__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
+template <class T, int STEPS, int ROWS>
+__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left, int row0) {
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
-  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
+  const int lane = threadIdx.x % 32;
   const T* p = static_cast<const T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
   // A row that ends within a piece goes element by element: nothing may be read behind the operand.
   if (v.access != ScanAccess::steps || (left < STEPS && left % E))
-    return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
+    return loadScanRowsAcross<T, STEPS, ROWS>(tile, row0, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
   const int piece = lane % P;
 #pragma unroll
-  for (int k = 0; k < P; k++) {
+  for (int k = 0; k < ROWS * P / 32; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
     const bool valid = row < place.valid && piece * E < left;
     copyAsync16(sharedAddress(tile) + swizzled<P>(row, piece), valid ? p + row * v.channel + piece * E : p, valid);
   }
 }
 
-template <class T, int STEPS>
-__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
+template <class T, int STEPS, int ROWS>
+__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left, int row0) {
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
-  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
+  const int lane = threadIdx.x % 32;
   T* p = static_cast<T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
-  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels,
-      place.valid, left);
+  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS, ROWS>(tile, row0, p, v.channel, v.time,
+      v.access == ScanAccess::channels, place.valid, left);
   const int piece = lane % P, there = left - piece * E;
 #pragma unroll
-  for (int k = 0; k < P; k++) {
+  for (int k = 0; k < ROWS * P / 32; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
     if (row >= place.valid) continue;
     const Pack<T, E> pack = *reinterpret_cast<const Pack<T, E>*>(tile + swizzled<P>(row, piece));
@@ -189,11 +195,24 @@ __device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, 
   }
 }
 
+// A thread a channel: the rows of a warp's 32 channels.
+template <class T, int STEPS>
+__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
+  loadScanRows<T, STEPS, 32>(tile, v, place, t, left, int(threadIdx.x / 32 * 32));
+}
+template <class T, int STEPS>
+__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
+  storeScanRows<T, STEPS, 32>(tile, v, place, t, left, int(threadIdx.x / 32 * 32));
+}
+
 // Brings the lines of a later tile near; they are asked for while this one is worked on.
-__device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes) {
-  if (v.access != ScanAccess::steps || int(threadIdx.x) >= place.valid) return;
-  const int64_t at = place.b * v.batch + (place.channel + threadIdx.x) * v.channel + t * v.time;
+__device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes, int row) {
+  if (v.access != ScanAccess::steps || row >= place.valid) return;
+  const int64_t at = place.b * v.batch + (place.channel + row) * v.channel + t * v.time;
   prefetchLine(static_cast<const char*>(v.data) + at * elementBytes);
+}
+__device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes) {
+  prefetchScanRow(v, place, t, elementBytes, threadIdx.x);
 }
 
 // [state][step] of B or C (B, G, N, L), read by the whole block
@@ -253,6 +272,18 @@ __device__ __forceinline__ void readScanState(bool varies, const T* row, float c
   } else {
 #pragma unroll
     for (int i = 0; i < kScanSteps; i++) out[i] = constant;
+  }
+}
+
+// One exchange of a transposing reduction: N values of two lanes that differ in `bit` become N / 2 sums each, of the first half of
+// the values in the lower lane.
+template <int N>
+__device__ __forceinline__ void foldLanes(const float (&v)[N], int lane, int bit, float (&sums)[N / 2]) {
+  const bool upper = lane & bit;
+#pragma unroll
+  for (int i = 0; i < N / 2; i++) {
+    const float keep = upper ? v[i + N / 2] : v[i], send = upper ? v[i] : v[i + N / 2];
+    sums[i] = keep + __shfl_xor_sync(0xffffffffu, send, bit);
   }
 }
 
@@ -333,7 +364,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanFwdKernel(const ScanForwa
   constexpr int STEPS = kScanTileSteps<T>;
   const ScanShape& shape = v.in.shape;
   const ScanForwardShared<T> m(scanShared, shape, blockDim.x, v.in.z.data);
-  const ScanPlace place(shape);
+  const ScanPlace place(shape, blockDim.x);
   const bool active = int(threadIdx.x) < place.valid, opens = shape.first == 0, closes = shape.first + shape.count == shape.states;
   const int64_t d = place.channel + threadIdx.x;
   fillScanParameter(m.a, v.in.a, shape, place);
@@ -452,7 +483,7 @@ __global__ void __launch_bounds__(128, 3) selectiveScanSweepKernel(const ScanSwe
   constexpr int STEPS = kScanTileSteps<T>;
   const ScanShape& shape = v.in.shape;
   const ScanSweepShared<T> m(scanShared, shape, blockDim.x, REVERSE, v.in.z.data);
-  const ScanPlace place(shape);
+  const ScanPlace place(shape, blockDim.x);
   const bool active = int(threadIdx.x) < place.valid;
   fillScanParameter(m.a, v.in.a, shape, place);
   if (m.constB) fillScanParameter(m.constB, v.in.b, shape, place);

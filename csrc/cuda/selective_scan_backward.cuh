@@ -16,18 +16,6 @@
 
 namespace mm::cuda {
 
-// One exchange of a transposing reduction: N values of two lanes that differ in `bit` become N / 2 sums each, of the first half of
-// the values in the lower lane.
-template <int N>
-__device__ __forceinline__ void foldLanes(const float (&v)[N], int lane, int bit, float (&sums)[N / 2]) {
-  const bool upper = lane & bit;
-#pragma unroll
-  for (int i = 0; i < N / 2; i++) {
-    const float keep = upper ? v[i + N / 2] : v[i], send = upper ? v[i] : v[i + N / 2];
-    sums[i] = keep + __shfl_xor_sync(0xffffffffu, send, bit);
-  }
-}
-
 // c += a b with a row-major 16x8, b 8x8. Fragments: a (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4); b (t, g), (t + 4, g);
 // c (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), g = lane / 4, t = lane % 4. Of a and b the low 13 bits are not read.
 __device__ __forceinline__ void mmaTf32(float (&c)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
@@ -116,7 +104,7 @@ __global__ void __launch_bounds__(128, 2) selectiveScanBwdKernel(const ScanBackw
   constexpr int STEPS = kScanBorder;
   const ScanShape& shape = v.in.shape;
   const ScanBackwardShared<T> m(scanShared, shape, blockDim.x, v.in.z.data);
-  const ScanPlace place(shape);
+  const ScanPlace place(shape, blockDim.x);
   const bool active = int(threadIdx.x) < place.valid, opens = shape.first == 0, closes = shape.first + shape.count == shape.states;
   const bool wantsY = v.dZ.data, wantsSums = v.partialB || v.partialC;
   const int64_t d = place.channel + threadIdx.x, chunkRow = int64_t(place.chunk) * shape.states + shape.first,
@@ -366,5 +354,82 @@ static __global__ void __launch_bounds__(256) selectiveScanParameterKernel(const
   for (int k = 0; k < ScanParameterSums::kMost; k++)
     if (v.out[k] && row >= v.first[k] && row < v.first[k] + v.count[k]) v.out[k][d * v.count[k] + row - v.first[k]] = sum;
 }
+
+// ---- host
+
+// Parts of the workspace that do not depend on the kernels, and the rows of `partial`.
+struct ScanBackwardParts {
+  int32_t rows, rowB = -1, rowC = -1, rowD;
+  float *ends, *back, *sums, *borders, *borderSums, *partialB, *partialC, *partial;
+
+  ScanBackwardParts() = default;
+  ScanBackwardParts(const MMCall* c, const ScanShape& shape, int border, Scratch& s) {
+    using namespace ops::selective_scan_bwd;
+    rows = shape.states;
+    if (!shape.variesB) rowB = rows, rows += shape.states;
+    if (!shape.variesC) rowC = rows, rows += shape.states;
+    rowD = rows, rows += 2;
+    const int64_t perStep = shape.states * shape.channels, borderCount = shape.batch * ceilDiv(shape.length, border),
+        chunked = shape.chunks > 1 ? shape.batch * shape.chunks : 0;
+    const int64_t projection = shape.batch * shape.groups * shape.blocks * shape.states * shape.length;
+    ends = s.take<float>(chunked * perStep), back = s.take<float>(chunked * perStep), sums = s.take<float>(chunked * shape.channels);
+    borders = s.take<float>(borderCount * perStep), borderSums = s.take<float>(chunked ? borderCount * shape.channels : 0);
+    const bool wantsB = shape.variesB && hasOut(c, DB), wantsC = shape.variesC && hasOut(c, DC);
+    float *b = s.take<float>(wantsB ? projection : 0), *p = s.take<float>(wantsC ? projection : 0);
+    partialB = wantsB ? b : nullptr, partialC = wantsC ? p : nullptr;
+    partial = s.take<float>(shape.batch * shape.chunks * rows * shape.channels);
+  }
+};
+
+// The call's operands and these parts; `carried` is left to the caller.
+template <class T>
+ScanBackward scanBackward(const MMCall* c, const ScanInputs& inputs, const ScanBackwardParts& parts) {
+  using namespace ops::selective_scan_bwd;
+  const ScanShape& shape = inputs.shape;
+  const auto optional = [&](int slot) { return hasOut(c, slot) ? scanOperand<T>(out(c, slot), shape.perGroup) : ScanOperand{}; };
+  ScanBackward v = {};
+  v.in = inputs;
+  v.dOut = scanOperand<T>(in(c, DOUT), shape.perGroup);
+  v.dU = optional(DU), v.dDelta = optional(DDELTA), v.dZ = optional(DZ);
+  v.dLastState = has(c, DLAST_STATE) ? data<const float>(in(c, DLAST_STATE)) : nullptr;
+  if (shape.chunks > 1) v.starts = parts.ends, v.carries = parts.back;
+  v.borders = parts.borders, v.borderSums = parts.borderSums;
+  v.partialB = parts.partialB, v.partialC = parts.partialC, v.partial = parts.partial;
+  v.rows = parts.rows, v.rowB = parts.rowB, v.rowC = parts.rowC, v.rowD = parts.rowD;
+  return v;
+}
+
+// Behind the main kernel: sums of the partial results.
+template <class T>
+int32_t launchScanSums(const MMCall* c, const ScanShape& shape, const ScanBackwardParts& parts) {
+  using namespace ops::selective_scan_bwd;
+  ScanProjectionSums<T> projections = {};
+  if (parts.partialB) projections.partial[0] = parts.partialB, projections.out[0] = data<T>(out(c, DB));
+  if (parts.partialC) projections.partial[1] = parts.partialC, projections.out[1] = data<T>(out(c, DC));
+  if (projections.out[0] || projections.out[1]) {
+    const int64_t inner = shape.states * shape.length, groups = shape.batch * shape.groups;
+    const int32_t status = launch(c, selectiveScanProjectionKernel<T>, dim3(unsigned(ceilDiv(groups * inner, 256)), 2), dim3(256), 0,
+        projections, groups, shape.blocks, inner);
+    if (status != MM_OK) return status;
+  }
+  ScanParameterSums parameters = {};
+  int k = 0;
+  const auto add = [&](int slot, int first, int count) {
+    if (hasOut(c, slot)) parameters.out[k] = data<float>(out(c, slot)), parameters.first[k] = first, parameters.count[k] = count, k++;
+  };
+  add(DA, 0, shape.states);
+  if (!shape.variesB) add(DB, parts.rowB, shape.states);
+  if (!shape.variesC) add(DC, parts.rowC, shape.states);
+  add(DD, parts.rowD, 1);
+  add(DDELTA_BIAS, parts.rowD + 1, 1);
+  if (!k) return MM_OK;
+  return launch(c, selectiveScanParameterKernel, dim3(unsigned(ceilDiv(parts.rows * shape.channels, 32))), dim3(256), 0, parameters,
+      parts.partial, shape.batch * shape.chunks, parts.rows, shape.channels);
+}
+
+// selective_scan_halves.cu
+int32_t scanInHalves(const MMCall* c);
+uint64_t scanHalvesWorkspace(const MMCall* c);
+int32_t selectiveScanBackwardHalves(const MMCall* c);
 
 }  // namespace mm::cuda

@@ -42,6 +42,15 @@ __device__ __forceinline__ void copyBox(uint32_t slab, const CUtensorMap& map, u
       "l"(&map), "r"(barrier), "r"(channel), "r"(row), "r"(head), "r"(batch)
       : "memory");
 }
+// The other way; what lies outside the tensor is not written. Threads that wrote the box fence (fenceAsyncProxy) before the block's
+// barrier; the thread that stores commits, and waits before it or the copies may write there again.
+__device__ __forceinline__ void storeBox(const CUtensorMap& map, uint32_t slab, int channel, int row, int head, int batch) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map), "r"(slab),
+               "r"(channel), "r"(row), "r"(head), "r"(batch)
+               : "memory");
+}
+__device__ __forceinline__ void commitStores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void waitStoresRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 // All slabs of a tile.
 template <class Tile>
 __device__ __forceinline__ void copyTile(uint32_t tile, const CUtensorMap& map, uint32_t barrier, int row, int head, int batch) {
@@ -64,6 +73,17 @@ inline TensorMapEncoder tensorMapEncoder() {
     return status == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<TensorMapEncoder>(f) : nullptr;
   }();
   return encoder;
+}
+
+// Map of a tensor of four axes, the first dense, `strides` in bytes those of the others. False where copies cannot serve it.
+inline bool encodeBoxes(CUtensorMap& map, const void* data, CUtensorMapDataType type, const cuuint64_t (&shape)[4],
+                        const cuuint64_t (&strides)[3], const cuuint32_t (&box)[4], CUtensorMapSwizzle swizzle) {
+  const TensorMapEncoder encode = tensorMapEncoder();
+  const cuuint32_t steps[4] = {1, 1, 1, 1};
+  for (const cuuint64_t axis : shape)
+    if (!axis) return false;
+  return encode && encode(&map, type, 4, const_cast<void*>(data), shape, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 // Map of a (B, L, H, D) operand of 16-bit elements for boxes of `rows` rows of a head. False where copies cannot serve it: empty,
