@@ -170,8 +170,6 @@ __device__ __forceinline__ void joinSplitsLast(const AttentionProblem& p, const 
 }
 
 // ---- tensor cores
-__device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(p))); }
-
 // One block a multiprocessor with 96 KiB under way, or two, where shared memory or many owners ask for it, with 64 KiB each.
 template <int D, int B, int W = (D > 128 ? 2 : 4), int S = (B > 1 ? 3 : D < 128 ? 512 / D : 4)>
 struct SplitTile {
@@ -227,12 +225,6 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
   if (!ahead) loadKey = begin, load(keys.end);
 #pragma unroll
   for (int i = 1; i < STAGES - 1; i++) load(keys.end);
-  // What is written at the end, so that its pages are known by then.
-  if (plan.tickets && threadIdx.x == 0) {
-    prefetchLine(plan.o + item.partial * plan.tileRows * plan.depth);
-    prefetchLine(plan.tickets + item.owner);
-    prefetchLine(x.o.at(item.batch, item.row / p.group, item.kvHead * p.group));
-  }
   waitAsync<STAGES - 1>();
   __syncwarp();
   uint32_t q[D / 16][1][4];
