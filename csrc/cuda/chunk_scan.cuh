@@ -340,8 +340,6 @@ bool solveHopperForward(const MMCall* c, const Scan& s, Scratch& scratch, bool r
 // What the tensor-core kernels ask of sizes and strides, and of addresses.
 bool fitsMma(const MMCall* c, const Problem& p);
 bool alignedForMma(const Problem& p);
-// For other implementations of the gradient: dO = dy silu(z) in the workspace, and dz where it is wanted.
-int32_t gateGradients(const MMCall* c, const Problem& p, Scratch& scratch, bool run, Operand& upstream);
 // chunk_scan_hopper_backward.cu
 int32_t solveHopperBackward(const MMCall* c, Problem& p, Scratch& scratch, bool run);
 bool fitsHopperBackward(const MMCall* c, const Problem& p);

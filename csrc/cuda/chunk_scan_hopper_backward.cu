@@ -16,8 +16,8 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
   const Place at = locate(s, index / s.heads, kSteps);
   const int lane = threadIdx.x % 32;
   if (skip && index < s.heads)
-    for (int64_t p = lane; p < s.p; p += 32)
-      skip[index * s.p + p] = element(s.skip.data, s.skip.dtype, s.skip.wide ? index * s.p + p : index);
+    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype,
+        s.skip.wide ? index * s.p + p : index);
   const LaneSteps<kEach> steps = scanSteps<kEach>(s, at, int(index % s.heads));
   double last = __shfl_up_sync(kAllLanes, steps.c[kEach - 1], 1), log2[kEach], sum = 0;
   if (lane == 0) last = 0;
@@ -45,43 +45,26 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
 
 // ---- what the kernels leave in parts
 
-// What a (chunk, head) adds to the gradients of its decays, from the sums over its slices; a warp each. Those of the steps go through
-// shared memory: neighbours in a tensor are the heads.
+// What a (chunk, head) adds to the gradients of its decays, from the sums over its slices; a warp each.
 __global__ void __launch_bounds__(kThreads)
 chunkDecaySumsKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient g, const __grid_constant__ Task task, int64_t slots) {
-  constexpr int WARPS = kThreads / 32, PITCH = WARPS + 1;
-  __shared__ float steps[kSteps * PITCH];
-  const int64_t first = int64_t(blockIdx.x) * WARPS, index = first + threadIdx.x / 32;
-  if (index < slots * s.heads) {
-    const int head = int(index % s.heads), lane = threadIdx.x % 32;
-    const Place at = locate(s, index / s.heads, kSteps);
-    float crossing[kEach] = {}, carried[kEach] = {}, direct[kEach] = {}, through = 0.f;
-    for (int64_t i = index * task.slices; i < (index + 1) * task.slices; i++) {
-      const auto add = [&](float(&to)[kEach], int kind) {
-        float x[kEach];
-        loadFloats<kEach>(task.sums + (i * kGradientKinds + kind) * kSteps + lane * kEach, x);
+  const int64_t index = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32;
+  if (index >= slots * s.heads) return;
+  const int head = int(index % s.heads), lane = threadIdx.x % 32;
+  const Place at = locate(s, index / s.heads, kSteps);
+  float crossing[kEach] = {}, carried[kEach] = {}, direct[kEach] = {}, through = 0.f;
+  for (int64_t i = index * task.slices; i < (index + 1) * task.slices; i++) {
+    const auto add = [&](float(&to)[kEach], int kind) {
+      float x[kEach];
+      loadFloats<kEach>(task.sums + (i * kGradientKinds + kind) * kSteps + lane * kEach, x);
 #pragma unroll
-        for (int e = 0; e < kEach; e++) to[e] += x[e];
-      };
-      add(crossing, CROSSING), add(carried, CARRIED), add(direct, DIRECT);
+      for (int e = 0; e < kEach; e++) to[e] += x[e];
+    };
+    add(crossing, CROSSING), add(carried, CARRIED), add(direct, DIRECT);
 #pragma unroll
-      for (int j = 0; j < kThroughParts; j++) through += task.through[i * kThroughParts + j];
-    }
-    Gradient staged = g;
-    staged.dstep.data = steps + threadIdx.x / 32, staged.dstep.dtype = MM_F32;
-    staged.dstep.batch = staged.dstep.head = 0, staged.dstep.time = PITCH;
-    Place local = at;
-    local.start = 0;
-    decayGradient<kEach>(s, staged, local, head, index, scanSteps<kEach>(s, at, head), crossing, carried, direct, through);
+    for (int j = 0; j < kThroughParts; j++) through += task.through[i * kThroughParts + j];
   }
-  if (!g.dstep.given) return;
-  __syncthreads();
-  const int64_t mine = first + threadIdx.x % WARPS;
-  if (mine >= slots * s.heads) return;
-  const Place at = locate(s, mine / s.heads, kSteps);
-  const int64_t base = at.batch * g.dstep.batch + at.start * g.dstep.time + mine % s.heads * g.dstep.head;
-  for (int t = threadIdx.x / WARPS; t < at.length; t += kThreads / WARPS)
-    setElement(g.dstep.data, g.dstep.dtype, base + t * g.dstep.time, steps[t * PITCH + threadIdx.x % WARPS]);
+  decayGradient<kEach>(s, g, at, head, index, scanSteps<kEach>(s, at, head), crossing, carried, direct, through);
 }
 
 // dq and dk of the groups that several blocks share; a block for each block of the gradient kernel that starts such a group and 16 rows
@@ -183,19 +166,15 @@ int32_t solve(const MMCall* c, const Scan& s, const Gradient& g, const Plan& p, 
 
 bool fitsHopperBackward(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
-  if (deviceOf(c).capability() != 90 || problem.kind != Decay::Head || s.packed || s.normalized || !(s.scale > 0)) return false;
-  return s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
+  return deviceOf(c).capability() == 90 && problem.kind == Decay::Head && !s.packed && !s.normalized && !s.z.given &&
+         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
 }
 
 int32_t solveHopperBackward(const MMCall* c, Problem& problem, Scratch& scratch, bool run) {
   const hopper::Plan p = hopper::plan(c, problem, scratch);
-  const Scan& s = problem.scan;
-  Gradient g = problem.gradient;
-  if (s.z.given) {
-    const int32_t status = gateGradients(c, problem, scratch, run, g.dy);
-    if (status != MM_OK) return status;
-  }
   if (!run) return MM_OK;
+  const Scan& s = problem.scan;
+  const Gradient& g = problem.gradient;
   hopper::Maps halves, chunks;
   if (hopper::encodeMaps(s, g, hopper::kSteps / 2, halves) && hopper::encodeMaps(s, g, hopper::kSteps, chunks))
     return hopper::solve(c, s, g, p, halves, chunks);

@@ -193,14 +193,6 @@ Operand denseOperand(void* data, const Scan& s, int width) {
 
 int64_t warpBlocks(const Scan& s, const Plan& p) { return ceilDiv(p.chunkSlots * s.heads, kThreads / 32); }
 
-int32_t upstreamOf(const MMCall* c, const Scan& s, const Gradient& g, void* result) {
-  const dim3 grid(unsigned(ceilDiv(int64_t(s.batch) * s.length * s.heads * s.p / 8, kThreads)));
-  return dispatchFloat(s.v.dtype, [&](auto t) {
-    using T = decltype(t);
-    return launch(c, chunkUpstreamKernel<T>, grid, dim3(kThreads), 0, s, g, static_cast<T*>(result));
-  });
-}
-
 // What the walks need of the decays; by channel the queries and keys of `walked` become decayed ones.
 int32_t prepare(const MMCall* c, const Scan& s, const Plan& p, Scan& walked) {
   if (p.kind == Decay::Head)
@@ -231,7 +223,12 @@ int32_t backward(const MMCall* c, const Scan& s, const Gradient& wanted, const P
   Scan walked = s;
   int32_t status = prepare(c, s, p, walked);
   if (p.upstream) {
-    if (status == MM_OK) status = upstreamOf(c, s, wanted, p.upstream);
+    const dim3 grid(unsigned(ceilDiv(int64_t(s.batch) * s.length * s.heads * s.p / 8, kThreads)));
+    if (status == MM_OK)
+      status = dispatchFloat(s.v.dtype, [&](auto t) {
+        using T = decltype(t);
+        return launch(c, chunkUpstreamKernel<T>, grid, dim3(kThreads), 0, s, wanted, static_cast<T*>(p.upstream));
+      });
     g.dy = denseOperand(p.upstream, s, s.p);
   }
   if (status == MM_OK) status = passSegments(c, walked, g, p, true);
@@ -264,23 +261,6 @@ bool fitsMma(const MMCall* c, const Problem& problem) {
   if (!s.batch || !s.length || !s.heads || s.n % 8 || s.p % 8 || s.n > 128 || (problem.backward && !g.dy.given)) return false;
   if (!inPieces(s, s.q, s.groups) || !inPieces(s, s.k, s.groups) || !inPieces(s, s.v, s.heads) || !inPieces(s, s.z, s.heads)) return false;
   return inPieces(s, s.gate, s.heads) && inPieces(s, g.dy, s.heads) && chooseSizes(c, problem).nt;
-}
-
-int32_t gateGradients(const MMCall* c, const Problem& problem, Scratch& scratch, bool run, Operand& upstream) {
-  const Scan& s = problem.scan;
-  const Gradient& g = problem.gradient;
-  upstream = denseOperand(scratch.take<bf16>(int64_t(s.batch) * s.length * s.heads * s.p), s, s.p);
-  Problem outputs = problem;
-  outputs.backward = false;
-  const Plan p = g.dz.given ? plan(c, outputs, scratch) : Plan{};
-  if (!run) return MM_OK;
-  int32_t status = upstreamOf(c, s, g, upstream.data);
-  if (!g.dz.given) return status;
-  Scan walked = s;
-  if (status == MM_OK) status = prepare(c, s, p, walked);
-  if (status == MM_OK) status = passSegments(c, walked, {}, p, false);
-  if (status == MM_OK) status = launchMmaOutput(c, s, g, p.task, p.sizes, p.kind, p.segmentSlots, true);
-  return status;
 }
 
 bool alignedForMma(const Problem& problem) {
