@@ -242,6 +242,9 @@ int32_t attendBlocks(const MMCall* c, const AttentionProblem& p, const Attention
 bool runHopperForward(const MMCall* c, const AttentionProblem& p, const AttentionTensors& x, int32_t& status);
 template <class T>
 bool runHopperBackward(const MMCall* c, const AttentionProblem& p, const BackwardOperands<T>& x, int32_t& status);
+// attention_backward_ordered.cu: the same for all gradients at once; the bytes of its workspace, 0 where it does not serve.
+uint64_t orderedBackwardWorkspace(const MMCall* c, const AttentionProblem& p);
+bool runOrderedBackward(const MMCall* c, const AttentionProblem& p, int32_t& status);
 // attention_kv_cache.cu: few queries over many keys.
 bool splitsKeys(const MMCall* c, const AttentionProblem& p);
 uint64_t splitKeysWorkspace(const MMCall* c, const AttentionProblem& p);

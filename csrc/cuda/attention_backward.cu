@@ -110,6 +110,11 @@ int32_t runMma(const MMCall* c, const AttentionProblem& p, const BackwardOperand
 int32_t takesMma(const MMCall* c) { return mmaTakes(problemOf(c), in(c, Q).dtype, deviceOf(c).capability()); }
 int32_t takesHopper(const MMCall* c) { return hopperTakes(problemOf(c), in(c, Q).dtype, deviceOf(c).capability()); }
 
+uint64_t hopperWorkspace(const MMCall* c) {
+  const uint64_t ordered = orderedBackwardWorkspace(c, problemOf(c)), other = workspace(c);
+  return ordered > other ? ordered : other;
+}
+
 template <bool HOPPER>
 int32_t tensorCores(const MMCall* c) {
   const AttentionProblem p = problemOf(c);
@@ -118,14 +123,15 @@ int32_t tensorCores(const MMCall* c) {
   for (int slot : {DQ, DK, DV})
     if (hasOut(c, slot)) fits = fits && rowsAlign(out(c, slot), 8) && aligned(16, out(c, slot).data);
   if (!fits) return general(c);
+  int32_t status = MM_OK;
+  if (HOPPER && runOrderedBackward(c, p, status)) return status;
   GeneralBackward general = generalOperands(c);
-  if (const int32_t status = rowSums(c, p, general)) return status;
+  if ((status = rowSums(c, p, general))) return status;
   return dispatchHalf(in(c, Q).dtype, [&](auto type) {
     using T = decltype(type);
     const BackwardOperands<T> x = {headView<const T>(in(c, Q)), headView<const T>(in(c, K)), headView<const T>(in(c, V)),
                                    headView<const T>(in(c, D_O)), gradientView<T>(c, DQ), gradientView<T>(c, DK), gradientView<T>(c, DV),
                                    general.lse2, general.delta};
-    int32_t status = MM_OK;
     if (HOPPER && runHopperBackward<T>(c, p, x, status)) return status;
     return dispatchSize<32, 64, 96, 128, 256>(p.dim, [&](auto dim) { return runMma<T, decltype(dim)::value>(c, p, x); });
   });
@@ -135,6 +141,6 @@ int32_t tensorCores(const MMCall* c) {
 }  // namespace mm::cuda
 
 MM_CUDA_KERNELS(attention_backward,
-                {"attentionBackward", "wgmma", mm::cuda::takesHopper, mm::cuda::workspace, mm::cuda::tensorCores<true>},
+                {"attentionBackward", "wgmma", mm::cuda::takesHopper, mm::cuda::hopperWorkspace, mm::cuda::tensorCores<true>},
                 {"attentionBackward", "mma", mm::cuda::takesMma, mm::cuda::workspace, mm::cuda::tensorCores<false>},
                 {"attentionBackward", "tiles", nullptr, mm::cuda::workspace, mm::cuda::general})

@@ -335,9 +335,14 @@ Scan describe(const MMCall* c, int q, int k, int v, int initial, int cu);
 // With `run` false they only take their scratch.
 int32_t solveGeneral(const MMCall* c, Problem& p, Scratch& scratch, bool run);
 int32_t solveMma(const MMCall* c, Problem& p, Scratch& scratch, bool run);
+// The outputs and final states by chunk_scan_hopper.cuh; false where it does not serve the call. With a normalisation 1 / den is there.
+bool solveHopperForward(const MMCall* c, const Scan& s, Scratch& scratch, bool run, int32_t& status);
 // What the tensor-core kernels ask of sizes and strides, and of addresses.
 bool fitsMma(const MMCall* c, const Problem& p);
 bool alignedForMma(const Problem& p);
+// chunk_scan_hopper_backward.cu
+int32_t solveHopperBackward(const MMCall* c, Problem& p, Scratch& scratch, bool run);
+bool fitsHopperBackward(const MMCall* c, const Problem& p);
 
 // Table entries of an op that DESCRIBE describes.
 template <Problem (*DESCRIBE)(const MMCall*)>
@@ -363,12 +368,21 @@ struct Entries {
     return mma > general ? mma : general;
   }
   // Addresses are known only now: where they do not suit 16-byte pieces, the general kernels take over.
-  static int32_t runMma(const MMCall* c) {
+  template <Solver SOLVE>
+  static int32_t runAligned(const MMCall* c) {
     Problem p = DESCRIBE(c);
     if (!alignedForMma(p)) return run(c);
     Scratch scratch(c);
-    return solveMma(c, p, scratch, true);
+    return SOLVE(c, p, scratch, true);
   }
+  static int32_t runMma(const MMCall* c) { return runAligned<solveMma>(c); }
+
+  static int32_t fitsHopperGradient(const MMCall* c) { return fitsHopperBackward(c, DESCRIBE(c)); }
+  static uint64_t hopperGradientWorkspace(const MMCall* c) {
+    const uint64_t hopper = bytes<solveHopperBackward>(c), others = mmaWorkspace(c);
+    return hopper > others ? hopper : others;
+  }
+  static int32_t runHopperGradient(const MMCall* c) { return runAligned<solveHopperBackward>(c); }
 };
 
 }  // namespace mm::cuda::chunk_scan

@@ -278,6 +278,8 @@ int32_t solveMma(const MMCall* c, Problem& problem, Scratch& scratch, bool run) 
     if (status != MM_OK) return status;
   }
   const Plan p = plan(c, problem, scratch);
+  int32_t status = MM_OK;
+  if (!problem.backward && problem.kind == Decay::Head && solveHopperForward(c, problem.scan, scratch, run, status)) return status;
   if (!run) return MM_OK;
   return problem.backward ? backward(c, problem.scan, problem.gradient, p) : forward(c, problem.scan, p);
 }

@@ -16,6 +16,10 @@ struct Plan {
   int64_t slots = 0, segments = 0;  // chunks and segments of all sequences
 };
 
+// Over so many segments a block adds up the state that it starts from; over more a scan goes before (chunk_scan.cu). That scan takes
+// 12 us, adding up 7 segments 8.
+constexpr int kOwnSegments = 8;
+
 // One wave of blocks, each with a segment of a head; at least four chunks a segment.
 Plan plan(const MMCall* c, const Problem& problem, Scratch& scratch) {
   const Scan& s = problem.scan;
@@ -33,12 +37,13 @@ Plan plan(const MMCall* c, const Problem& problem, Scratch& scratch) {
     walk.states = scratch.take<float>(p.segments * s.heads * size);
     if (problem.backward) walk.gradients = scratch.take<float>(p.segments * s.heads * size);
     walk.totals = scratch.take<float>(p.segments * s.heads * s.n);
+    walk.passed = walk.segments > kOwnSegments;
   }
   if (!problem.backward) return p;
   const int64_t keys = int64_t(s.batch) * s.length * s.heads * s.n;
-  p.states.keys = scratch.take<bf16>(keys), p.states.queries = scratch.take<bf16>(keys);
+  p.states.keys = scratch.take<bf16>(keys);
   p.states.decays = scratch.take<float>(p.slots * s.heads * kWidth);
-  p.states.states = scratch.take<bf16>(p.slots * s.heads * size), p.states.gradients = scratch.take<bf16>(p.slots * s.heads * size);
+  p.states.states = scratch.take<bf16>(p.slots * s.heads * size);
   return p;
 }
 
@@ -59,37 +64,36 @@ bool encodeStates(CUtensorMap& map, bf16* data, int64_t count) {
   return encodeHeads(map, v, kWidth);
 }
 
-template <class G>
+// A block a segment of a head.
+template <class... P, class... A>
+int32_t launchSegments(const MMCall* c, void (*kernel)(P...), const Problem& problem, const Plan& p, size_t shared, const A&... args) {
+  return launch(c, kernel, dim3(unsigned(p.segments * problem.scan.heads)), dim3(kThreads), shared, problem.scan, args...);
+}
+
+template <class G, bool GRADIENTS>
 int32_t passSegments(const MMCall* c, const Problem& problem, const Plan& p, const StatesMaps& maps) {
   const Scan& s = problem.scan;
-  if (!problem.backward && p.walk.segments == 1) return MM_OK;
-  const dim3 grid(unsigned(p.segments * s.heads), problem.backward ? 2 : 1);
-  const int32_t status = launch(c, glaSegmentsKernel<G>, grid, dim3(kThreads), SegmentsLayout::shared, s, p.walk, p.states, maps);
-  if (status != MM_OK || p.walk.segments == 1) return status;
+  if (!GRADIENTS && p.walk.segments == 1) return MM_OK;
+  const auto kernel = glaSegmentsKernel<G, GRADIENTS>;
+  const int32_t status = launchSegments(c, kernel, problem, p, SegmentsLayout<GRADIENTS>::shared, p.walk, p.states, maps);
+  if (status != MM_OK || !p.walk.passed) return status;
   const chunk_scan::Pass forwards = {p.walk.states, s.initial, nullptr}, backwards = {p.walk.gradients, problem.gradient.dFinal, nullptr};
   return passStates(c, s, int64_t(p.walk.segment) * kSteps, {1, kWidth, kWidth, true}, p.walk.totals, true, forwards, backwards);
 }
 
 template <class G>
 int32_t forward(const MMCall* c, const Problem& problem, const Plan& p, const StatesMaps& states, const OutputMaps& maps) {
-  const Scan& s = problem.scan;
-  const int32_t status = passSegments<G>(c, problem, p, states);
-  if (status != MM_OK) return status;
-  return launch(c, glaOutputKernel<G>, dim3(unsigned(p.segments * s.heads)), dim3(kThreads), OutputLayout::shared, s, p.walk, maps);
+  const int32_t status = passSegments<G, false>(c, problem, p, states);
+  return status == MM_OK ? launchSegments(c, glaOutputKernel<G>, problem, p, OutputLayout::shared, p.walk, maps) : status;
 }
 
 template <class G>
 int32_t backward(const MMCall* c, const Problem& problem, const Plan& p, const StatesMaps& segments, const StatesMaps& chunks,
                  const GradientMaps& maps) {
-  const Scan& s = problem.scan;
-  int32_t status = passSegments<G>(c, problem, p, segments);
-  const dim3 grid(unsigned(p.segments * s.heads), 2), threads(kThreads);
-  if (status == MM_OK)
-    status = launch(c, glaChunksKernel, grid, threads, ChunksLayout::shared, s, problem.gradient, p.walk, p.states, chunks);
+  int32_t status = passSegments<G, true>(c, problem, p, segments);
+  if (status == MM_OK) status = launchSegments(c, glaChunksKernel, problem, p, ChunksLayout::shared, p.walk, p.states, chunks);
   if (status != MM_OK) return status;
-  const GradientTask task = {p.slots * s.heads, p.walk.chunks};
-  const int64_t blocks = task.items < deviceOf(c).multiprocessors ? task.items : deviceOf(c).multiprocessors;
-  return launch(c, glaGradientKernel<G>, dim3(unsigned(blocks)), threads, GradientLayout::shared, s, problem.gradient, task, maps);
+  return launchSegments(c, glaGradientKernel<G>, problem, p, GradientLayout::shared, problem.gradient, p.walk, maps);
 }
 
 }  // namespace
@@ -119,23 +123,17 @@ bool runHopper(const MMCall* c, const Problem& problem, int32_t& status) {
   Scratch scratch(c);
   const Plan p = plan(c, problem, scratch);
   StatesMaps segments{};
-  bool encoded = encodeRows(segments.keys, s.k, s, s.n) && encodeRows(segments.values, s.v, s, s.p);
+  if (!encodeRows(segments.q, s.q, s, s.n) || !encodeRows(segments.k, s.k, s, s.n) || !encodeRows(segments.v, s.v, s, s.p)) return false;
   const auto byGate = [&](auto&& f) { return s.gate.dtype == MM_F32 ? f(float{}) : f(bf16{}); };
   if (!problem.backward) {
-    OutputMaps maps{};
-    encoded = encoded && encodeRows(maps.q, s.q, s, s.n);
-    if (!encoded) return false;
-    maps.k = segments.keys, maps.v = segments.values;
+    const OutputMaps maps = {segments.q, segments.k, segments.v};
     status = byGate([&](auto gate) { return forward<decltype(gate)>(c, problem, p, segments, maps); });
     return true;
   }
-  encoded = encoded && encodeRows(segments.queries, s.q, s, s.n) && encodeRows(segments.dO, g.dy, s, s.p);
+  if (!encodeRows(segments.dO, g.dy, s, s.p)) return false;
   StatesMaps chunks = segments;
-  encoded = encoded && encodeKeys(chunks.keys, p.states.keys, s) && encodeKeys(chunks.queries, p.states.queries, s);
-  GradientMaps maps = {segments.queries, segments.keys, segments.values, segments.dO, {}, {}};
-  encoded = encoded && encodeStates(maps.states, p.states.states, p.slots * s.heads) &&
-            encodeStates(maps.gradients, p.states.gradients, p.slots * s.heads);
-  if (!encoded) return false;
+  GradientMaps maps = {segments.q, segments.k, segments.v, segments.dO, {}};
+  if (!encodeKeys(chunks.k, p.states.keys, s) || !encodeStates(maps.states, p.states.states, p.slots * s.heads)) return false;
   status = byGate([&](auto gate) { return backward<decltype(gate)>(c, problem, p, segments, chunks, maps); });
   return true;
 }

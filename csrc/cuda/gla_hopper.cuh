@@ -11,13 +11,14 @@
 // of queries and keys of the same chunk are summed in f32 on the CUDA cores, with exp(c_t - c_s) for each pair and channel; queries then
 // take the state as it is, with exp(c_t).
 //
-// Three walks, all bound by memory. Forward: what the segments add, a scan over the segments (chunk_scan.cu), then the outputs. Backward:
-// the first of these for the state and its gradient, leaving decayed keys and queries; the states before and behind all chunks; then
-// the gradients, all chunks in parallel. Elementwise work stands between a chunk's arrival and its products, the next chunks arrive
-// meanwhile; a producer warp would have nothing to hide.
+// Forward: what the segments add to the state, then the outputs. Backward: the first of these for the state and its gradient at once,
+// leaving decayed keys; the states before all chunks; then a walk backwards with the gradient of the state in registers. Elementwise work
+// stands between a chunk's arrival and its products, the next chunks arrive meanwhile; a producer warp would have nothing to hide.
 //
-// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.42 / 4.88 ms at L = 103424 (2.9 TB/s of 3.0; the kernels in order 0.50, 0.01,
-// 0.91 / 1.43, 0.03, 1.21, 2.21), 0.15 / 0.47 at L = 8192. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
+// H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.40 / 3.78 ms at L = 103424, 0.15 / 0.36 at L = 8192; by kernel at L = 103424
+// 0.50, 0.90 / 1.02, 0.62, 2.14, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.6. With every chunk beyond the split, at
+// L = 32768, 0.92 / 2.8 instead of 0.47 / 1.24. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
+// Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
 #pragma once
 #include "cuda/chunk_scan_mma_walk.cuh"
 #include "cuda/common/tma.cuh"
@@ -70,34 +71,58 @@ struct RawGates<bf16> {
   }
 };
 
+// Of the chunk from `start`, the thread's first channel of its first step, and how many of its steps there are.
+template <class T>
+__device__ __forceinline__ T* ownRows(const Operand& o, int batch, int64_t start, int head) {
+  return o.at<T>(batch, start + ownStep(), head) + ownChannel();
+}
+__device__ __forceinline__ int ownCount(const Scan& s, int64_t start) {
+  const int64_t left = s.length - start;
+  return ownChannel() >= s.n ? 0 : int(left < kSteps ? left : kSteps) - ownStep();
+}
+
 // Log-decays of the thread's steps of the chunk from `start`; zero outside.
 template <class G>
 __device__ __forceinline__ void loadGates(RawGates<G>& raw, const Scan& s, int batch, int64_t start, int head) {
-  using Piece = typename RawGates<G>::Piece;
-  const int64_t left = s.length - start - ownStep();
-  const G* from = s.gate.at<const G>(batch, start + ownStep(), head) + ownChannel();
-  const bool hasChannels = ownChannel() < s.n;
+  const G* from = ownRows<const G>(s.gate, batch, start, head);
+  const int count = ownCount(s, start);
 #pragma unroll
-  for (int r = 0; r < kOwnSteps; r++) {
+  for (int r = 0; r < kOwnSteps; r++, from += s.gate.time) {
     raw.v[r] = {};
-    if (hasChannels && r < left) raw.v[r] = *reinterpret_cast<const Piece*>(from + r * s.gate.time);
+    if (r < count) raw.v[r] = *reinterpret_cast<const typename RawGates<G>::Piece*>(from);
   }
 }
-
-// c = log2 of the decays from the chunk's start to the thread's steps, those included; total: over the chunk. parts (8, 128) is free again
-// behind the next barrier; one goes within.
+// Brings them to the L2 cache, where registers are too few to load them early.
 template <class G>
-__device__ __forceinline__ void accumulate(Own& c, float (&total)[kOwnChannels], const RawGates<G>& raw, float* parts) {
-  float run[kOwnChannels] = {}, before[kOwnChannels] = {};
+__device__ __forceinline__ void prefetchGates(const Scan& s, int batch, int64_t start, int head) {
+  const G* from = ownRows<const G>(s.gate, batch, start, head);
+  const int count = ownChannel() % (128 / sizeof(G)) ? 0 : ownCount(s, start);
+#pragma unroll
+  for (int r = 0; r < kOwnSteps; r++, from += s.gate.time)
+    if (r < count) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
+// c = log2 of the decays from the chunk's start to the thread's steps, those included; `before`: to the first of them.
+template <class G>
+__device__ __forceinline__ void sumGates(Own& c, const float (&before)[kOwnChannels], const RawGates<G>& raw) {
 #pragma unroll
   for (int r = 0; r < kOwnSteps; r++)
 #pragma unroll
     for (int j = 0; j < kOwnChannels; j++) {
       const float x = raw.at(r, j);
-      c[r][j] = run[j] = fmaf(x < kLeastGate ? kLeastGate : x, kLog2e, run[j]);
+      c[r][j] = fmaf(x < kLeastGate ? kLeastGate : x, kLog2e, r ? c[r - 1][j] : before[j]);
     }
+}
+// The same with what is before, and the total over the chunk. parts (8, 128) is free again behind the next barrier; one goes within.
+template <class G>
+__device__ __forceinline__ void accumulate(Own& c, float (&before)[kOwnChannels], float (&total)[kOwnChannels], const RawGates<G>& raw,
+                                           float* parts) {
+#pragma unroll
+  for (int j = 0; j < kOwnChannels; j++) before[j] = 0.f;
+  sumGates(c, before, raw);
   float4* mine = reinterpret_cast<float4*>(parts) + threadIdx.x % 32;
-  mine[threadIdx.x / 32 * 32] = {run[0], run[1], run[2], run[3]};
+  const float(&last)[kOwnChannels] = c[kOwnSteps - 1];
+  mine[threadIdx.x / 32 * 32] = {last[0], last[1], last[2], last[3]};
   __syncthreads();
 #pragma unroll
   for (int j = 0; j < kOwnChannels; j++) total[j] = 0.f;
@@ -116,11 +141,12 @@ __device__ __forceinline__ void accumulate(Own& c, float (&total)[kOwnChannels],
 #pragma unroll
     for (int j = 0; j < kOwnChannels; j++) c[r][j] += before[j];
 }
+// The same for all warps, which have all channels.
 __device__ __forceinline__ bool beyondSplit(const float (&total)[kOwnChannels]) {
   bool beyond = false;
 #pragma unroll
   for (int j = 0; j < kOwnChannels; j++) beyond |= fabsf(total[j]) > -kLeastTotal;
-  return beyond;
+  return __any_sync(0xffffffffu, beyond);
 }
 
 // The thread's four channels of its r-th step, in a tile of rows.
@@ -147,41 +173,88 @@ __device__ __forceinline__ void scaleOwn(char* tile, F&& factor) {
   }
 }
 
-// tril(q k^T exp(c_t - c_s)) scale into the square tile, for decays beyond the split: 4 x 4 steps a thread. c (64, 128) in shared memory, q
-// and k as they came.
-__device__ __forceinline__ void sumScores(char* square, const float* c, char* q, char* k, float scale) {
-  const int i = threadIdx.x / 16, j = threadIdx.x % 16;
-  float acc[4][4] = {};
-  if (j <= i)
+// Four channels of a row of a tile, from 4 piece.
+__device__ __forceinline__ void readPiece(float (&x)[4], const char* tile, int row, int piece) {
+  unpack4(x, *reinterpret_cast<const uint2*>(tile + Rows::offset(row, piece / 2) + piece % 2 * 8));
+}
+__device__ __forceinline__ void readPiece(float (&x)[4], const float* c, int row, int piece) {
+  *reinterpret_cast<float4*>(x) = *reinterpret_cast<const float4*>(c + row * kWidth + piece * 4);
+}
+
+// tril(q k^T exp(c_t - c_s)) scale into the square tile, for decays beyond the split, with c (64, 128) in shared memory and q and k as they
+// came. By tiles of 4 x 4 steps, two threads each; below the diagonal decays split at the first step of the queries. A tile on the
+// diagonal has 16 threads.
+__device__ __forceinline__ void sumScores(char* square, const float* c, const char* q, const char* k, float scale) {
+  const auto store = [&](int t, int column, const float (&x)[4]) {  // columns from 4 column
+    *reinterpret_cast<uint2*>(square + Square::offset(t, column / 2) + column % 2 * 8) = pack4(x);
+  };
+  {
+    constexpr int kTiles = 16 * 15 / 2;
+    const int id = threadIdx.x / 2, half = threadIdx.x % 2;
+    int i = 1, j = id;
+    while (j >= i && i < 16) j -= i++;
+    const bool works = id < kTiles;
+    float acc[4][4] = {};
 #pragma unroll 1
-    for (int step = 0; step < kWidth / 4; step++) {
-      const int piece = (step + j) % (kWidth / 4);  // threads side by side read different banks
-      const auto read = [&](char* tile, int row, float (&x)[4]) {
-        unpack4(x, *reinterpret_cast<const uint2*>(tile + Rows::offset(row, piece / 2) + piece % 2 * 8));
-      };
-      float ck[4][4], keys[4][4];
-#pragma unroll
-      for (int b = 0; b < 4; b++) {
-        *reinterpret_cast<float4*>(ck[b]) = *reinterpret_cast<const float4*>(c + (4 * j + b) * kWidth + piece * 4);
-        read(k, 4 * j + b, keys[b]);
-      }
+    for (int step = 0; step < 16; step++) {
+      if (!works) break;
+      const int piece = half * 16 + (step + id + 4 * half) % 16;  // threads side by side read different banks
+      float first[4], queries[4][4], x[4];
+      readPiece(first, c, 4 * i, piece);
 #pragma unroll
       for (int a = 0; a < 4; a++) {
-        float cq[4], queries[4];
-        *reinterpret_cast<float4*>(cq) = *reinterpret_cast<const float4*>(c + (4 * i + a) * kWidth + piece * 4);
-        read(q, 4 * i + a, queries);
+        readPiece(queries[a], q, 4 * i + a, piece);
+        if (!a) continue;
+        readPiece(x, c, 4 * i + a, piece);
 #pragma unroll
-        for (int b = 0; b < 4; b++)
+        for (int e = 0; e < 4; e++) queries[a][e] *= exp2Fast(x[e] - first[e]);
+      }
 #pragma unroll
-          for (int e = 0; e < 4; e++) acc[a][b] = fmaf(queries[e] * keys[b][e], exp2Fast(cq[e] - ck[b][e]), acc[a][b]);
+      for (int b = 0; b < 4; b++) {
+        float key[4];
+        readPiece(key, k, 4 * j + b, piece);
+        readPiece(x, c, 4 * j + b, piece);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          key[e] *= exp2Fast(first[e] - x[e]);
+#pragma unroll
+          for (int a = 0; a < 4; a++) acc[a][b] = fmaf(queries[a][e], key[e], acc[a][b]);
+        }
       }
     }
+    const float zeros[4] = {};
+#pragma unroll
+    for (int a = 0; a < 4; a++) {
+#pragma unroll
+      for (int b = 0; b < 4; b++) acc[a][b] = (acc[a][b] + __shfl_xor_sync(0xffffffffu, acc[a][b], 1)) * scale;
+      if (works && half) store(4 * i + a, j, acc[a]);
+      else if (works) store(4 * j + a, i, zeros);
+    }
+  }
+  const int i = threadIdx.x / 16, part = threadIdx.x % 16;
+  float acc[4][4] = {};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int piece = part + 16 * h;
+    float ck[4][4], key[4][4], query[4];
+#pragma unroll
+    for (int a = 0; a < 4; a++) {
+      readPiece(ck[a], c, 4 * i + a, piece), readPiece(key[a], k, 4 * i + a, piece), readPiece(query, q, 4 * i + a, piece);
+#pragma unroll
+      for (int b = 0; b <= a; b++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) acc[a][b] = fmaf(query[e] * key[b][e], b < a ? exp2Fast(ck[a][e] - ck[b][e]) : 1.f, acc[a][b]);
+    }
+  }
 #pragma unroll
   for (int a = 0; a < 4; a++) {
-    float x[4];
 #pragma unroll
-    for (int b = 0; b < 4; b++) x[b] = 4 * j + b <= 4 * i + a ? acc[a][b] * scale : 0.f;
-    *reinterpret_cast<uint2*>(square + Square::offset(4 * i + a, j / 2) + j % 2 * 8) = pack4(x);
+    for (int b = 0; b <= a; b++) {
+#pragma unroll
+      for (int d = 1; d < 16; d *= 2) acc[a][b] += __shfl_xor_sync(0xffffffffu, acc[a][b], d);
+      acc[a][b] *= scale;
+    }
+    if (part == 0) store(4 * i + a, i, acc[a]);
   }
 }
 
@@ -202,9 +275,10 @@ __device__ __forceinline__ void storeTriangle(char* square, const float (&d)[R],
 // How the sequences are walked: in segments of so many chunks.
 struct Walk {
   int chunks = 0, segment = 0, segments = 0;  // chunks of a sequence, of a segment; segments of a sequence
-  // (segments, heads, 128, 128) f32: what a segment adds, then the states before (behind) it; null: one segment
+  // (segments, heads, 128, 128) f32: what a segment adds, or once `passed` the states before (behind) it; null: one segment
   float *states = nullptr, *gradients = nullptr;
   float* totals = nullptr;  // (segments, heads, K): decays of the segments
+  bool passed = false;
 };
 // The segment of this block, with the heads innermost.
 struct Segment {
@@ -220,6 +294,40 @@ struct Segment {
 using StateTile = float[kWidth / 8][4];
 __device__ __forceinline__ float (&asProduct(StateTile& state))[kWidth / 2] { return reinterpret_cast<float(&)[kWidth / 2]>(state); }
 __device__ __forceinline__ int stateRow() { return threadIdx.x / 32 * 16; }
+// Over segment `number` of the same sequence and head: state = decay state + what the segment adds.
+__device__ __forceinline__ void addSegment(StateTile& state, const Scan& s, const Walk& walk, const Segment& at, float* states,
+                                           int number) {
+  const int64_t index = (at.slot + number - at.number) * s.heads + at.head;
+#pragma unroll
+  for (int j = 0; j < kWidth / 8; j++) {
+    const int n = 8 * j + threadIdx.x % 4 * 2;
+    const float2 decay = n < s.n ? *reinterpret_cast<const float2*>(walk.totals + index * s.n + n) : float2{};
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const float2 x = *chunk_scan::tiledPair<kWidth>(states + index * (kWidth * kWidth), stateRow(), j, h);
+      state[j][2 * h] = fmaf(decay.x, state[j][2 * h], x.x), state[j][2 * h + 1] = fmaf(decay.y, state[j][2 * h + 1], x.y);
+    }
+  }
+}
+// The state before a segment or (BACKWARDS) its gradient behind it. `ends`: that of the call, null for zero.
+template <bool BACKWARDS>
+__device__ __forceinline__ void readFirst(StateTile& state, const Scan& s, const Walk& walk, const Segment& at, const float* ends) {
+  float* const states = BACKWARDS ? walk.gradients : walk.states;
+#pragma unroll
+  for (int j = 0; j < kWidth / 8; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) state[j][i] = 0.f;
+  if (states && walk.passed) {
+    chunk_scan::readTiled<kWidth>(state, states + (at.slot * s.heads + at.head) * (kWidth * kWidth), stateRow());
+    return;
+  }
+  const int64_t pair = int64_t(at.batch) * s.heads + at.head;
+  if (ends) chunk_scan::readState<kWidth>(state, s, ends + pair * s.stateSize(), stateRow(), s.p);
+  if (!states) return;
+  const int others = BACKWARDS ? walk.segments - 1 - at.number : at.number;
+#pragma unroll 1
+  for (int i = 0; i < others; i++) addSegment(state, s, walk, at, states, BACKWARDS ? walk.segments - 1 - i : i);
+}
 __device__ __forceinline__ void decayState(StateTile& state, const float* decay) {
 #pragma unroll
   for (int j = 0; j < kWidth / 8; j++) {

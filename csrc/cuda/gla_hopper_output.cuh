@@ -47,11 +47,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   RawGates<G> raw;
   load(raw, 0);
 
-  const int64_t pair = int64_t(at.batch) * s.heads + at.head;
-  StateTile state = {};
-  if (walk.states && (at.number || s.hasInitial))
-    chunk_scan::readTiled<kWidth>(state, walk.states + (at.slot * s.heads + at.head) * (kWidth * kWidth), stateRow());
-  else if (s.hasInitial) chunk_scan::readState<kWidth>(state, s, s.initial + pair * s.stateSize(), stateRow(), s.p);
+  StateTile state;
+  readFirst<false>(state, s, walk, at, s.initial);
 
 #pragma unroll 1
   for (int i = 0; i < at.count; i++) {
@@ -60,9 +57,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     char *const k = q + Layout::k, *const square = shared + Layout::att, *const out = shared + Layout::out;
     float* const decay = floats(Layout::decay);
     Own c;
-    float total[kOwnChannels];
-    accumulate(c, total, raw, floats(Layout::parts));
-    const bool beyond = __syncthreads_or(beyondSplit(total));
+    float before[kOwnChannels], total[kOwnChannels];
+    accumulate(c, before, total, raw, floats(Layout::parts));
+    const bool beyond = beyondSplit(total);
     if (i + 1 < at.count) load(raw, i + 1);
     waitBarrier(full + i % Layout::stages * 8, i / Layout::stages & 1);
     if (beyond) {
@@ -139,7 +136,9 @@ __global__ void __launch_bounds__(kThreads, 1)
             *reinterpret_cast<const uint4*>(out + Rows::offset(row, piece));
     }
   }
-  if (at.number + 1 == walk.segments) chunk_scan::writeState<kWidth>(state, s, s.final + pair * s.stateSize(), stateRow(), s.p);
+  if (at.number + 1 < walk.segments) return;
+  const int64_t pair = int64_t(at.batch) * s.heads + at.head;
+  chunk_scan::writeState<kWidth>(state, s, s.final + pair * s.stateSize(), stateRow(), s.p);
 #else
   __trap();
 #endif

@@ -44,6 +44,12 @@ __device__ __forceinline__ void ldmatrix2Transposed(uint32_t (&r)[2], uint32_t a
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address));
 }
 
+// The other way, sm_90: lane i gives the address of row i % 8 of matrix i / 8, a fragment's register j is of matrix j.
+__device__ __forceinline__ void stmatrix4(uint32_t address, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
+
 // Copies 16 bytes from global to shared memory behind the caller's back; `valid` false writes zeros and reads nothing.
 __device__ __forceinline__ void copyAsync16(uint32_t shared, const void* global, bool valid = true) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(valid ? 16 : 0) : "memory");

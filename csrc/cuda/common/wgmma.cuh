@@ -140,6 +140,24 @@ __device__ __forceinline__ void multiply(float (&d)[R], const uint32_t (&a)[4], 
     else MM_WGMMA_RS("f16", "128", MM_N0 "," MM_N1 "," MM_N2 "," MM_N3, MM_D64, "%64,%65,%66,%67", "%68", "%69", "%70");
   }
 }
+// d = a b for 64 columns, both operands in shared memory. multiply() without `accumulate` still takes d as read, which keeps its
+// registers from other use since d was last read; here they are free until the product is issued.
+#define MM_O4(i) "=f"(d[i]), "=f"(d[i + 1]), "=f"(d[i + 2]), "=f"(d[i + 3])
+#define MM_O16(i) MM_O4(i), MM_O4(i + 4), MM_O4(i + 8), MM_O4(i + 12)
+#define MM_WGMMA_NEW(type)                                                                                                  \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type           \
+               " {" MM_N0 "," MM_N1 "}, %32, %33, p, 1, 1, %34, %35;\n}"                                                    \
+               : MM_O16(0), MM_O16(16)                                                                                      \
+               : "l"(descA), "l"(descB), "n"(int(TRANS_A)), "n"(int(TRANS_B))                                               \
+               : "memory")
+template <class T, bool TRANS_A, bool TRANS_B>
+__device__ __forceinline__ void multiplyNew(float (&d)[32], uint64_t descA, uint64_t descB) {
+  if constexpr (std::is_same_v<T, bf16>) MM_WGMMA_NEW("bf16");
+  else MM_WGMMA_NEW("f16");
+}
+#undef MM_WGMMA_NEW
+#undef MM_O16
+#undef MM_O4
 #undef MM_D64
 #undef MM_WGMMA_SS
 #undef MM_WGMMA_RS

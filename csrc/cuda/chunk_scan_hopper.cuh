@@ -1,0 +1,456 @@
+// The forward of the chunk engine (chunk_scan.cuh has the formulas) for Hopper: one pass over memory, bf16 and f16 operands with N = 128
+// and P a multiple of 64, a decay per head or none.
+//
+// Value channels do not meet, so a problem is a batch entry, a head and 64 value channels of it: a state of 64 x 128. A cluster of R
+// blocks works on a problem; in each of its steps they take R consecutive chunks of 128 steps. A block has four warpgroups:
+//   loads    one warp brings k, v and q by bulk copies into rings of two tiles each, another computes the decays, and the last two own
+//            N / R key channels of the state, in f32 registers: every block sends them that part of what its chunk adds, S_c, they pass
+//            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
+//   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
+//   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
+//            keys. The state comes last, so that its way through the cluster hides behind the other products, and the products of
+//            the next chunk's q k^T run while y is written
+// The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
+//
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.86, where reading and writing everything once at 3.0 TB/s takes 0.57 and
+// chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory, 1.41 against
+// 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the state's tile in
+// the outputs' warps, behind their stores, and decays not loaded ahead, 1.11 against 1.02; S_c in f32, 1.02 against 0.95; the state sent
+// piece by piece from registers, 0.95 against 0.86. R = 8 where that leaves fewer steps to the busiest cluster.
+#pragma once
+#include "cuda/chunk_scan_hopper_decay.cuh"
+#include "cuda/chunk_scan_mma_tiles.cuh"
+#include "cuda/common/cluster.cuh"
+#include "cuda/common/tma.cuh"
+#include "cuda/common/wgmma.cuh"
+
+namespace mm::cuda::chunk_scan {
+
+constexpr int kHopperThreads = 512;
+constexpr int kHopperLoadRegisters = 96, kHopperStateRegisters = 128, kHopperOutputRegisters = 144;
+static_assert(kHopperLoadRegisters + kHopperStateRegisters + 2 * kHopperOutputRegisters == 512, "all registers of a multiprocessor");
+
+struct HopperMaps {
+  CUtensorMap queries, keys, values;
+};
+struct HopperTask {
+  int slices, problems, clusters, steps;  // slices of 64 value channels; steps of a problem, R chunks each
+  float* handed;                          // (clusters, 64 x 128): states of problems that a cluster begins and the next one ends
+  int32_t* flags;                         // (clusters, R, 2), zeros: whether a warp's share of them is there
+};
+
+template <int R>
+struct HopperTiles {
+  using Keys = SlabTile<kHopperChunk, 128>;  // and queries
+  using Values = SlabTile<kHopperChunk, kHopperValues>;
+  // A state as an operand, 64 rows of 128 key channels: for every block that owns 128 / R of them a slab with rows of 256 / R bytes, whose
+  // pieces of 16 are exchanged as wgmma's 64 or 32 byte swizzle has it.
+  static constexpr int rowBytes = 256 / R, slabBytes = kHopperValues * rowBytes, stateBytes = R * slabBytes;
+  static constexpr int partBytes = stateBytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
+  static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes;
+  static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int share = throughs + 4 * R, barriers = share + 32;
+  // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
+  // used mine.
+  enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
+         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
+  static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
+  static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
+  __device__ __forceinline__ static uint32_t swizzle(int row) { return uint32_t(R == 4 ? row / 2 % 4 : row / 4 % 2) * 16; }
+  // Descriptor of the i-th 16 key channels of the tile.
+  __device__ __forceinline__ static uint64_t stateDescriptor(uint32_t tile, int i) {
+    const uint32_t address = tile + i * 16 / (128 / R) * slabBytes + i * 32 % rowBytes;
+    return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(8 * rowBytes >> 4) << 32 | uint64_t(R == 4 ? 2 : 3) << 62;
+  }
+  static_assert(R == 4 || R == 8, "swizzles");
+};
+
+// What a cluster does. Clusters share all steps of all problems evenly, in order, each at least those of one problem; so a cluster may
+// begin a problem that the next one ends. It begins with that one, and ends with the one that the last cluster began.
+struct HopperShare {
+  int begun, whole, past, tail, head;  // problems [whole, past) are of this cluster alone; first step of `begun`, steps of `past`
+  __device__ HopperShare(const HopperTask& task, int cluster) {
+    const int64_t all = int64_t(task.problems) * task.steps;
+    const int64_t from = all * cluster / task.clusters, to = all * (cluster + 1) / task.clusters;
+    begun = int(from / task.steps), past = int(to / task.steps);
+    tail = int(from - int64_t(begun) * task.steps), head = int(to - int64_t(past) * task.steps);
+    whole = begun + (tail > 0);
+  }
+};
+struct HopperWalk {
+  const HopperShare& mine;
+  int problem, step = 0, end, batch, head, column;
+  uint32_t turn = 0;
+  __device__ HopperWalk(const Scan& s, const HopperTask& task, const HopperShare& mine) : mine(mine) {
+    problem = mine.head ? mine.past : mine.whole, end = mine.head ? mine.head : task.steps;
+    find(s, task);
+  }
+  __device__ __forceinline__ bool inside() const { return problem >= 0; }
+  __device__ __forceinline__ void advance(const Scan& s, const HopperTask& task) {
+    turn++;
+    if (++step < end) return;
+    const bool tail = mine.begun < mine.whole;
+    if (tail && problem == mine.begun) problem = -1;
+    else {
+      problem = problem == mine.past ? mine.whole : problem + 1, step = 0, end = task.steps;
+      if (problem >= mine.past) problem = tail ? mine.begun : -1, step = mine.tail;
+      find(s, task);
+    }
+  }
+  __device__ __forceinline__ int stage() const { return int(turn % 2); }
+  __device__ __forceinline__ int ringParity() const { return int(turn / 2 % 2); }
+  __device__ __forceinline__ int parity() const { return int(turn % 2); }
+
+ private:
+  __device__ __forceinline__ void find(const Scan& s, const HopperTask& task) {
+    column = problem % task.slices * kHopperValues;
+    head = problem / task.slices % s.heads, batch = problem / task.slices / s.heads;
+  }
+};
+
+template <class T, int R>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    chunkScanHopperKernel(const __grid_constant__ Scan s, const __grid_constant__ HopperTask task, const __grid_constant__ HopperMaps maps) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Tiles = HopperTiles<R>;
+  using Keys = typename Tiles::Keys;
+  using Values = typename Tiles::Values;
+  extern __shared__ __align__(1024) char dynamic[];
+  char* const shared = dynamic + (1024 - sharedAddress(dynamic) % 1024) % 1024;
+  const uint32_t base = sharedAddress(shared);
+  const auto bar = [&](int i) { return base + Tiles::barriers + 8 * i; };
+  const int rank = rankInCluster(), lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, thread = threadIdx.x % 128;
+  const int group = __shfl_sync(kAllLanes, int(threadIdx.x) / 128, 0), cluster = int(blockIdx.x) / R;
+  if (threadIdx.x == 0) {
+    *reinterpret_cast<HopperShare*>(shared + Tiles::share) = HopperShare(task, cluster);
+    for (int i = 0; i < 2; i++) {
+      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL}) initBarrier(bar(b + i), 1);
+      for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
+      initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
+    }
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
+    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
+    fenceBarriers();
+  }
+  syncCluster();
+
+  HopperWalk at(s, task, *reinterpret_cast<const HopperShare*>(shared + Tiles::share));
+  const auto startOf = [&] { return (int64_t(at.step) * R + rank) * kHopperChunk; };
+  const auto decaysOf = [&] { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
+  const auto release = [&](int barrier) {
+    __syncwarp();
+    if (lane == 0) arrive(bar(barrier + at.stage()));
+  };
+  const int g = lane / 4, t = lane % 4;
+
+  if (group == 0) {
+    lowerRegisters<kHopperLoadRegisters>();
+    if (warp == 0 && lane == 0) {
+      for (; at.inside(); at.advance(s, task)) {
+        const int row = int(startOf()), share = s.share(), stage = at.stage(), parity = at.ringParity();
+        const auto fill = [&](int full, int free, int bytes) {
+          waitBarrier(bar(free + stage), parity ^ 1);
+          arriveExpecting(bar(full + stage), uint32_t(bytes));
+          return bar(full + stage);
+        };
+        const uint32_t k = fill(Tiles::KEYS_FULL, Tiles::KEYS_FREE, Keys::bytes);
+        copyTile<Keys>(base + Tiles::keys + stage * Keys::bytes, maps.keys, k, row, at.head / share, at.batch);
+        const uint32_t v = fill(Tiles::VALUES_FULL, Tiles::VALUES_FREE, Values::bytes);
+        copyBox(base + Tiles::values + stage * Values::bytes, maps.values, v, at.column, row, at.head, at.batch);
+        const uint32_t q = fill(Tiles::QUERIES_FULL, Tiles::QUERIES_FREE, Keys::bytes);
+        copyTile<Keys>(base + Tiles::queries + stage * Keys::bytes, maps.queries, q, row, at.head / share, at.batch);
+      }
+    } else if (warp == 1) {
+      HopperSteps steps;
+      const auto rows = [&] {
+        const int64_t left = s.length - startOf();
+        return int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
+      };
+      if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+      while (at.inside()) {
+        const int stage = at.stage(), parity = at.ringParity();
+        steps.solve(s, rows());
+        const HopperScalars scalars = steps.scalars;
+        at.advance(s, task);
+        if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+        waitBarrier(bar(Tiles::DECAYS_FREE + stage), parity ^ 1);
+        scalars.store(reinterpret_cast<float*>(shared + Tiles::decays + stage * Tiles::decayBytes));
+        __syncwarp();
+        if (lane == 0) arrive(bar(Tiles::DECAYS_FULL + stage));
+      }
+    } else if (warp >= 2) {
+      // A lane has the parts of that lane of warps `first` and first + 1 of the state's warpgroup:
+      // values p = 16 (first + m) + g (+ 8), n = 8 (rank J + j) + 2 t (+ 1)
+      constexpr int J = Tiles::owned;
+      const int first = 2 * (warp - 2);
+      float own[2][4 * J];
+      int32_t* const flags = task.flags + (cluster * R + rank) * 2 + warp - 2;
+      // f(value, place in a state of the call, place among those handed over)
+      const auto forOwned = [&](auto&& f) {
+        const int64_t state = (int64_t(at.batch) * s.heads + at.head) * s.stateSize();
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+          for (int i = 0; i < 4 * J; i++) {
+            const int p = at.column + 16 * (first + m) + g + i % 4 / 2 * 8, n = 8 * (rank * J + i / 4) + 2 * t + i % 2;
+            const int place = (((rank * 2 + warp - 2) * 2 + m) * 4 * J + i) * 32 + lane;
+            f(own[m][i], state + (s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p), place);
+          }
+      };
+      const uint32_t word = (16 * first + g) * Tiles::rowBytes + Tiles::swizzle(g) + 4 * t;  // the lane's first in a slab
+      bool begins = true;
+      for (; at.inside(); begins = at.step + 1 >= at.end, at.advance(s, task)) {
+        if (begins && at.step == 0) forOwned([&](float& x, int64_t place, int) { x = s.hasInitial ? s.initial[place] : 0.f; });
+        else if (begins) {
+          awaitFlag(flags - 2 * R);
+          const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
+          forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
+        }
+        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
+        waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
+        waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
+#pragma unroll 1
+        for (int c = 0; c < R; c++) {
+          const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
+          // what S_c adds to own, in words of two neighbours: word i are the values from 4 (i % J) + i / J * 2 on
+          uint4 part[2][J / 2];
+#pragma unroll
+          for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int i = 0; i < J / 2; i++)
+              part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (first + m) + lane) * 16);
+          char* const slab = shared + Tiles::staged + c * Tiles::slabBytes;
+#pragma unroll
+          for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int i = 0; i < 2 * J; i++) {
+              const uint4& four = part[m][i / 4];
+              const float2 add = unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
+              float(&x)[4 * J] = own[m];
+              const int k = 4 * (i % J) + i / J * 2;
+              *reinterpret_cast<uint32_t*>(slab + (word ^ i % J * 16) + (16 * m + i / J * 8) * Tiles::rowBytes) = pack2<T>(x[k], x[k + 1]);
+              x[k] = fmaf(through, x[k], add.x), x[k + 1] = fmaf(through, x[k + 1], add.y);
+            }
+          fenceAsyncProxy();
+          __syncwarp();
+          if (lane == 0) {
+            const uint32_t rows = 16 * first * Tiles::rowBytes;
+            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), sharedAddress(slab) + rows, 32 * Tiles::rowBytes,
+                        inBlock(bar(Tiles::STATE_FULL), c));
+          }
+        }
+        __syncwarp();
+        if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
+        if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
+        else if (at.step + 1 == at.end) {
+          float* handed = task.handed + cluster * kHopperValues * 128;
+          forOwned([&](float& x, int64_t, int place) { handed[place] = x; });
+          raiseFlag(flags);
+        }
+      }
+    }
+  } else if (group == 1) {
+    raiseRegisters<kHopperStateRegisters>();
+    constexpr int J = Tiles::owned;
+    for (; at.inside(); at.advance(s, task)) {
+      const int stage = at.stage();
+      const float* decays = decaysOf();
+      waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
+      waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      uint32_t a[8][4];
+#pragma unroll
+      for (int k = 0; k < 8; k++) {
+        const int row = 16 * k + lane / 16 * 8 + lane % 8;
+        ldmatrix4Transposed(a[k], base + Tiles::values + stage * Values::bytes + Values::offset(row, 2 * warp + lane / 8 % 2));
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const float2 rest = *reinterpret_cast<const float2*>(decays + REST + 16 * k + 8 * half + 2 * t);
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; i++) {
+            const float2 x = unpack2<T>(a[k][i]);
+            a[k][i] = pack2<T>(x.x * rest.x, x.y * rest.y);
+          }
+        }
+      }
+      const float through = decays[THROUGH];
+      waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
+      float sum[64];
+      const uint64_t keys = tileDescriptor(base + Tiles::keys + stage * Keys::bytes, Keys::slabBytes);
+      fenceProducts();
+#pragma unroll
+      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0);
+      commitProducts();
+      release(Tiles::VALUES_FREE), release(Tiles::DECAYS_FREE);
+      waitProducts<0>();
+      settle(sum);
+      release(Tiles::KEYS_FREE);
+
+      waitBarrier(bar(Tiles::PARTS_FREE), at.parity() ^ 1);
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J / 2 * 128 + thread) * 16;
+        const uint32_t full = inBlock(bar(Tiles::PARTS_FULL), r);
+#pragma unroll
+        for (int i = 0; i < J / 2; i++) {
+          uint32_t words[4];
+#pragma unroll
+          for (int k = 0; k < 4; k++) {
+            const int from = 4 * (r * J + (4 * i + k) % J) + (4 * i + k) / J * 2;
+            words[k] = pack2<T>(sum[from], sum[from + 1]);
+          }
+          storeInBlock(parts + i * 128 * 16, words, full);
+        }
+      }
+      if (thread < R)
+        storeInBlock(inBlock(base + Tiles::throughs, thread) + rank * 4, through, inBlock(bar(Tiles::PARTS_FULL), thread));
+    }
+  } else {
+    raiseRegisters<kHopperOutputRegisters>();
+    // The code is one for both halves and both blocks of 64 keys, as instructions have to come from the cache too.
+    const int half = group - 2;                 // of the chunk's queries
+    const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
+    float x[32], y[32], old[32];                // q k^T with 64 keys, y, q S
+    const auto queries = [&] { return tileDescriptor(base + Tiles::queries + at.stage() * Keys::bytes + Keys::rowOffset(half * 64)); };
+    const auto score = [&](int block) {
+      const uint64_t q = queries(), k = tileDescriptor(base + Tiles::keys + at.stage() * Keys::bytes + Keys::rowOffset(block * 64));
+      fenceProducts();
+#pragma unroll
+      for (int i = 0; i < 8; i++)
+        multiply<T, false, false>(x, shifted(q, Keys::channels(i)), shifted(k, Keys::channels(i)), i > 0);
+      commitProducts();
+    };
+    const auto awaitKeys = [&] {
+      waitBarrier(bar(Tiles::KEYS_FULL + at.stage()), at.ringParity());
+      waitBarrier(bar(Tiles::QUERIES_FULL + at.stage()), at.ringParity());
+    };
+    awaitKeys();
+    score(0);
+    while (at.inside()) {
+      const int stage = at.stage();
+      const char* const valueTile = shared + Tiles::values + stage * Values::bytes;
+      const float* decays = decaysOf();
+      const int64_t start = startOf();
+      waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
+      waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      waitProducts<0>();
+      settle(x);
+      if (s.skip.given) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const float2 skip = *reinterpret_cast<const float2*>(decays + SKIP + 8 * j + 2 * t);
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const float2 v = unpack2<T>(*reinterpret_cast<const uint32_t*>(valueTile + Values::offset(row + 8 * h, j) + 4 * t));
+            y[4 * j + 2 * h] = skip.x * v.x, y[4 * j + 2 * h + 1] = skip.y * v.y;
+          }
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < 32; i++) y[i] = 0.f;
+      }
+      const float sums[2] = {decays[SUM + row], decays[SUM + row + 8]};
+      const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
+#pragma unroll 1
+      for (int block = 0;; block++) {
+        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
+        const float* of = decays + block * 64 + 2 * t;
+        if (block == half) release(Tiles::KEYS_FREE);
+        uint32_t a[4][4];
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+#pragma unroll
+          for (int h = 0; h < 2; h++) {
+            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < 4; k++) packStep<T>(a[k], x, k);
+        fenceProducts();
+#pragma unroll
+        for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), true);
+        commitProducts();
+        if (block == half) break;
+        score(block + 1);
+        waitProducts<0>();
+        settle(x);
+        settle(y);
+      }
+
+      // of the lane's two rows: whether they are there, and its pieces of 8 value channels, of which the other is 32 further
+      const bool there[2] = {start + row < s.length, start + row + 8 < s.length};
+      T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;
+      float inverse[2] = {1.f, 1.f};
+      if (s.normalized) {
+        const float* from = s.inverse + (at.batch * s.length + start + row) * s.heads + at.head;
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          if (there[h]) inverse[h] = from[int64_t(8 * h) * s.heads];
+      }
+      const uint64_t q = queries();
+      uint32_t z[2][2][4];
+      if (s.z.given) {
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+#pragma unroll
+          for (int i = 0; i < 2; i++) {
+            uint4 piece = {0, 0, 0, 0};
+            if (there[h])
+              piece = *reinterpret_cast<const uint4*>(s.z.at<const T>(at.batch, start + row + 8 * h, at.head) + at.column + 8 * t + 32 * i);
+            z[h][i][0] = piece.x, z[h][i][1] = piece.y, z[h][i][2] = piece.z, z[h][i][3] = piece.w;
+          }
+      }
+      waitProducts<0>();
+      settle(y);
+      release(Tiles::VALUES_FREE);
+      waitBarrier(bar(Tiles::STATE_FULL), at.parity());
+      fenceProducts();
+#pragma unroll
+      for (int i = 0; i < 8; i++)
+        multiply<T, false, false>(old, shifted(q, Keys::channels(i)), Tiles::stateDescriptor(base + Tiles::state, i), i > 0);
+      commitProducts();
+      at.advance(s, task);
+      if (at.inside()) awaitKeys();
+      score(0);  // of the next step; of what lies there behind the last one
+      const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
+      waitProducts<1>();
+      settle(old);
+      __syncwarp();
+      if (lane == 0) arrive(bar(Tiles::DECAYS_FREE + stage)), arrive(bar(Tiles::QUERIES_FREE + stage));
+      if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
+
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+          uint32_t words[4];
+          if (s.z.given) transposeQuad(z[h][i]);
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const int k = 4 * (4 * i + j) + 2 * h;
+            float2 o = {fmaf(ups[h], old[k], y[k]) * inverse[h], fmaf(ups[h], old[k + 1], y[k + 1]) * inverse[h]};
+            if (s.z.given) {
+              const float2 gate = unpack2<T>(z[h][i][j]);
+              o.x *= siluApproximate(gate.x), o.y *= siluApproximate(gate.y);
+            }
+            words[j] = pack2<T>(o.x, o.y);
+          }
+          transposeQuad(words);
+          if (there[h]) *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = {words[0], words[1], words[2], words[3]};
+        }
+      }
+    }
+    waitProducts<0>();
+    settle(x);
+  }
+  syncCluster();
+#else
+  __trap();
+#endif
+}
+
+}  // namespace mm::cuda::chunk_scan
