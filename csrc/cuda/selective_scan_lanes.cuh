@@ -313,7 +313,8 @@ __global__ void __launch_bounds__(128, LANES > 4 ? 3 : 4) selectiveScanLanesKern
         const auto result = packed<T>(own);
         const uint4 words = *reinterpret_cast<const uint4*>(&result);
         T* to = static_cast<T*>(v.out.data) + place.b * v.out.batch + d * v.out.channel + t + part * 8;
-        if constexpr (STAGED) *reinterpret_cast<uint4*>(reinterpret_cast<char*>(m.staged[0]) + swizzled<PIECES>(row, span / 8 + part)) = words;
+        if constexpr (STAGED)
+          *reinterpret_cast<uint4*>(reinterpret_cast<char*>(m.staged[0]) + swizzled<PIECES>(row, span / 8 + part)) = words;
         else if (active && t + part * 8 < place.end) *reinterpret_cast<uint4*>(to) = words;
       }
     }
