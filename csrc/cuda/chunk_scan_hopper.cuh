@@ -8,15 +8,17 @@
 //            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
 //   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
-//            keys. The state comes last, so that its way through the cluster hides behind the other products, and the products of
-//            the next chunk's q k^T run while y is written
+//            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
+//            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.86, where reading and writing everything once at 3.0 TB/s takes 0.57 and
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.83, where reading and writing everything once at 3.0 TB/s takes 0.57 and
 // chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory, 1.41 against
 // 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the state's tile in
 // the outputs' warps, behind their stores, and decays not loaded ahead, 1.11 against 1.02; S_c in f32, 1.02 against 0.95; the state sent
-// piece by piece from registers, 0.95 against 0.86. R = 8 where that leaves fewer steps to the busiest cluster.
+// piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
+// against 0.83. What is left: the outputs wait a fifth of the time for the state, which is staged only once the tile before it is used.
+// R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
@@ -48,7 +50,9 @@ struct HopperTiles {
   static constexpr int rowBytes = 256 / R, slabBytes = kHopperValues * rowBytes, stateBytes = R * slabBytes;
   static constexpr int partBytes = stateBytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
   static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes;
-  static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes, decays = parts + partBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes;
+  static constexpr int results = parts + partBytes, resultBytes = 16 * 64;  // 16 rows of 32 channels, for every warp of the outputs
+  static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
   static constexpr int share = throughs + 4 * R, barriers = share + 32;
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
   // used mine.
@@ -110,7 +114,8 @@ struct HopperWalk {
 
 template <class T, int R>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    chunkScanHopperKernel(const __grid_constant__ Scan s, const __grid_constant__ HopperTask task, const __grid_constant__ HopperMaps maps) {
+    chunkScanHopperKernel(const __grid_constant__ Scan s, const __grid_constant__ HopperTask task,
+                          const __grid_constant__ HopperMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tiles = HopperTiles<R>;
   using Keys = typename Tiles::Keys;
@@ -307,11 +312,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
   } else {
     raiseRegisters<kHopperOutputRegisters>();
-    // The code is one for both halves and both blocks of 64 keys, as instructions have to come from the cache too.
-    const int half = group - 2;                 // of the chunk's queries
-    const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
-    float x[32], y[32], old[32];                // q k^T with 64 keys, y, q S
-    const auto queries = [&] { return tileDescriptor(base + Tiles::queries + at.stage() * Keys::bytes + Keys::rowOffset(half * 64)); };
+    // The code is one for both halves and for all blocks of 64 keys, as instructions have to come from a cache too.
+    // The half of the chunk's queries: the second one is more work, so the two warpgroups take turns at it.
+    const auto halfOf = [&] { return (group + int(at.turn)) % 2; };
+    float x[32], y[32], old[32];  // q k^T with 64 keys, y, q S
+    const auto queries = [&] {
+      return tileDescriptor(base + Tiles::queries + at.stage() * Keys::bytes + Keys::rowOffset(halfOf() * 64));
+    };
     const auto score = [&](int block) {
       const uint64_t q = queries(), k = tileDescriptor(base + Tiles::keys + at.stage() * Keys::bytes + Keys::rowOffset(block * 64));
       fenceProducts();
@@ -327,7 +334,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     awaitKeys();
     score(0);
     while (at.inside()) {
-      const int stage = at.stage();
+      const int stage = at.stage(), half = halfOf();
+      const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
       const char* const valueTile = shared + Tiles::values + stage * Values::bytes;
       const float* decays = decaysOf();
       const int64_t start = startOf();
@@ -381,9 +389,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         settle(y);
       }
 
-      // of the lane's two rows: whether they are there, and its pieces of 8 value channels, of which the other is 32 further
       const bool there[2] = {start + row < s.length, start + row + 8 < s.length};
-      T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;
+      T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;  // the lane's first piece of 8 value channels
       float inverse[2] = {1.f, 1.f};
       if (s.normalized) {
         const float* from = s.inverse + (at.batch * s.length + start + row) * s.heads + at.head;
@@ -424,24 +431,40 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 
 #pragma unroll
-      for (int h = 0; h < 2; h++) {
+      for (int k = 0; k < 32; k++) y[k] = fmaf(ups[k / 2 % 2], old[k], y[k]) * inverse[k / 2 % 2];
+      if (s.z.given) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-          uint32_t words[4];
-          if (s.z.given) transposeQuad(z[h][i]);
+        for (int h = 0; h < 2; h++)
 #pragma unroll
-          for (int j = 0; j < 4; j++) {
-            const int k = 4 * (4 * i + j) + 2 * h;
-            float2 o = {fmaf(ups[h], old[k], y[k]) * inverse[h], fmaf(ups[h], old[k + 1], y[k + 1]) * inverse[h]};
-            if (s.z.given) {
+          for (int i = 0; i < 2; i++) {
+            transposeQuad(z[h][i]);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
               const float2 gate = unpack2<T>(z[h][i][j]);
-              o.x *= siluApproximate(gate.x), o.y *= siluApproximate(gate.y);
+              const int k = 4 * (4 * i + j) + 2 * h;
+              y[k] *= siluApproximate(gate.x), y[k + 1] *= siluApproximate(gate.y);
             }
-            words[j] = pack2<T>(o.x, o.y);
           }
-          transposeQuad(words);
-          if (there[h]) *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = {words[0], words[1], words[2], words[3]};
+      }
+      // 32 channels at a time by shared memory, to pieces of 16 bytes, which are exchanged against bank conflicts
+      unsigned char* const rows = reinterpret_cast<unsigned char*>(shared) + Tiles::results + (threadIdx.x / 32 - 8) * Tiles::resultBytes;
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        __syncwarp();
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          uint32_t words[4];
+#pragma unroll
+          for (int j = 0; j < 4; j++) words[j] = pack2<T>(y[4 * (4 * i + j) + 2 * h], y[4 * (4 * i + j) + 2 * h + 1]);
+          stmatrix4(sharedAddress(rows) + swizzled<4>(lane % 8 + 8 * h, lane / 8), words);
         }
+        __syncwarp();
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+          if (there[h]) {
+            const uint4 piece = *reinterpret_cast<const uint4*>(rows + swizzled<4>(g + 8 * h, t));
+            *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = piece;
+          }
       }
     }
     waitProducts<0>();

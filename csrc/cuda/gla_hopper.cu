@@ -107,7 +107,7 @@ bool fitsHopper(const MMCall* c, const Problem& problem) {
   }();
   if (!built || deviceOf(c).capability() != 90 || s.v.dtype != MM_BF16 || s.packed || !chunk_scan::fitsMma(c, problem)) return false;
   const int64_t rows = ceilDiv(s.length, kSteps) * s.batch * s.heads * kWidth;  // of the states
-  return s.n > 64 && s.p > 64 && s.p <= kWidth && s.length <= INT32_MAX - kSteps && rows <= INT32_MAX;
+  return s.n > 32 && s.p > 32 && s.p <= kWidth && s.length <= INT32_MAX - kSteps && rows <= INT32_MAX;
 }
 
 uint64_t hopperWorkspace(const MMCall* c, const Problem& problem) {

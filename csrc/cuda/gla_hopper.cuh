@@ -1,4 +1,4 @@
-// gla on Hopper (bf16, K and V from 72 to 128, no packed sequences): the chunk engine (chunk_scan.cuh) with wgmma.
+// gla on Hopper (bf16, K and V from 40 to 128, no packed sequences): the chunk engine (chunk_scan.cuh) with wgmma.
 //
 // A decay per channel splits between the factors of a product, exp(c_t - c_s) = exp(c_t - c_T) exp(c_T - c_s), c the sum of the
 // log-decays since the chunk's start and T its last step. So with
@@ -18,6 +18,7 @@
 // H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.40 / 3.78 ms at L = 103424, 0.15 / 0.36 at L = 8192; by kernel at L = 103424
 // 0.50, 0.90 / 1.02, 0.62, 2.14, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.6. With every chunk beyond the split, at
 // L = 32768, 0.92 / 2.8 instead of 0.47 / 1.24. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
+// K = V = 64, padded with zeros, at L = 32768: 0.37 / 0.91, by halving 0.44 / 1.21.
 // Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
 #pragma once
 #include "cuda/chunk_scan_mma_walk.cuh"
