@@ -42,12 +42,6 @@ __device__ __forceinline__ void copyBox(uint32_t slab, const CUtensorMap& map, u
       "l"(&map), "r"(barrier), "r"(channel), "r"(row), "r"(head), "r"(batch)
       : "memory");
 }
-// The same into the L2 cache, ahead of time.
-__device__ __forceinline__ void prefetchBox(const CUtensorMap& map, int channel, int row, int head, int batch) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(&map), "r"(channel), "r"(row), "r"(head),
-               "r"(batch)
-               : "memory");
-}
 // The other way; what lies outside the tensor is not written. Threads that wrote the box fence (fenceAsyncProxy) before the block's
 // barrier; the thread that stores commits, and waits before it or the copies may write there again.
 __device__ __forceinline__ void storeBox(const CUtensorMap& map, uint32_t slab, int channel, int row, int head, int batch) {
@@ -80,8 +74,6 @@ __device__ __forceinline__ void addBulk(float* to, uint32_t from, uint32_t bytes
 __device__ __forceinline__ void commitBulk() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void waitBulkRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void waitBulk() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// Orders what this thread did or saw done in global memory by ordinary accesses and by bulk copies.
-__device__ __forceinline__ void fenceProxies() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 __device__ __forceinline__ void prefetchMap(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 
