@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
   const Place at = locate(s, index / s.heads, kSteps);
   const int lane = threadIdx.x % 32;
   if (skip && index < s.heads)
-    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype, s.skip.wide ? index * s.p + p : index);
+    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype,
+        s.skip.wide ? index * s.p + p : index);
   const LaneSteps<kEach> steps = scanSteps<kEach>(s, at, int(index % s.heads));
   double last = __shfl_up_sync(kAllLanes, steps.c[kEach - 1], 1), log2[kEach], sum = 0;
   if (lane == 0) last = 0;
