@@ -1,5 +1,6 @@
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import nodeGypBuild from 'node-gyp-build';
 import { ownFolder, packageRoot } from './root.js';
 
 /** What prebuilt binaries are sorted by: Node's names of system and processor. */
@@ -8,14 +9,22 @@ export const platform = `${process.platform}-${process.arch}`;
 /** The command that makes what is missing. */
 export const compile = "npx mmmamba build (needs g++ 12 or newer, make and python3)";
 
-/** Binaries of this platform in a `prebuilds` folder. Linux may hold one for glibc and one for musl: the wrong one does not load. */
-function prebuilt(folder: string): string[] {
+const { parseTags, matchTags, compareTags } = nodeGypBuild;
+
+/** The .node files in a `prebuilds` folder for this system and processor. */
+function binaries(folder: string): string[] {
   const path = join(folder, 'prebuilds', platform);
-  if (!existsSync(path)) return [];
-  return readdirSync(path)
-    .filter((name) => name.endsWith('.node'))
+  return existsSync(path) ? readdirSync(path).filter((name) => name.endsWith('.node')) : [];
+}
+
+/** Those of them that node-gyp-build takes for this Node and C library, as their names say (glibc or musl), the best first. */
+function prebuilt(folder: string): string[] {
+  return binaries(folder)
     .sort()
-    .map((name) => join(path, name));
+    .map(parseTags)
+    .filter(matchTags('node', process.versions.modules))
+    .sort(compareTags('node'))
+    .map(({ file }) => join(folder, 'prebuilds', platform, file));
 }
 
 /**
@@ -35,7 +44,8 @@ export function nothingFound(): string {
   const folder = join(packageRoot, 'prebuilds');
   const shipped = existsSync(folder) ? readdirSync(folder).sort() : [];
   const where = `there is no ${join(packageRoot, 'build', 'Release', 'mmmamba.node')} and no binary in ${join(folder, platform)}`;
-  return shipped.length > 0 && !shipped.includes(platform)
-    ? `${where}: prebuilt binaries exist for ${shipped.join(', ')}\n  → compile it here: ${compile}`
-    : `${where}\n  → compile it here: ${compile}; in a bundle, copy the package's folder 'prebuilds' beside the bundle`;
+  if (shipped.length > 0 && !shipped.includes(platform)) return `${where}: prebuilt binaries exist for ${shipped.join(', ')}\n  → compile it here: ${compile}`;
+  const others = binaries(packageRoot);
+  if (others.length > 0) return `${where} for this C library: ${others.join(', ')} is for another\n  → compile it here: ${compile}`;
+  return `${where}\n  → compile it here: ${compile}; in a bundle, copy the package's folder 'prebuilds' beside the bundle`;
 }
