@@ -18,8 +18,10 @@ uint32_t arc4random() {
   return value;
 }
 
-// 2.33: before that fstat was a macro for this.
+// 2.33: before that fstat and lstat were macros for these.
 int __fxstat64(int version, int file, struct stat64* result);
+int __lxstat(int version, const char* path, struct stat* result);
+int lstat(const char* path, struct stat* result) noexcept { return __lxstat(1, path, result); }
 int fstat64(int file, struct stat64* result) noexcept { return __fxstat64(1, file, result); }
 
 // Of libc_nonshared.a, which the stubs stand before.

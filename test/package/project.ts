@@ -15,8 +15,8 @@ const npm = (args: string[], cwd: string, env: NodeJS.ProcessEnv = process.env):
   execFileSync('npm', args, { cwd, env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'], maxBuffer: 1 << 28 });
 
 const own = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as { version: string; devDependencies: Record<string, string> };
-/** The drawings are no dependencies of the package; the demo says to install them. */
-const drawings = artists.map((artist) => `@iconify-json/${artist}@${own.devDependencies[`@iconify-json/${artist}`]}`);
+/** The drawings and their names are no dependencies of the package; the demo says to install them. */
+const drawings = [...artists.map((artist) => `@iconify-json/${artist}`), 'emojibase-data'].map((name) => `${name}@${own.devDependencies[name]}`);
 
 const hash = (path: string): string => createHash('sha256').update(readFileSync(path)).digest('hex').slice(0, 16);
 
