@@ -167,7 +167,7 @@ int32_t solve(const MMCall* c, const Scan& s, const Gradient& g, const Plan& p, 
 bool fitsHopperBackward(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
   return deviceOf(c).capability() == 90 && problem.kind == Decay::Head && !s.packed && !s.normalized && !s.z.given &&
-         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
+         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::kernelsBuilt();
 }
 
 int32_t solveHopperBackward(const MMCall* c, Problem& problem, Scratch& scratch, bool run) {

@@ -260,7 +260,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             if constexpr (DECAY) {
               const float2 late = *reinterpret_cast<const float2*>(scalars + LOG2 * kSteps + 64 * W + 8 * j + t2);
 #pragma unroll
-              for (int e = 0; e < 4; e++) x[e] = exp2Fast((e % 2 ? late.y : late.x) - log2[e / 2]);
+              for (int e = 0; e < 4; e++) x[e] = exp2Approximate((e % 2 ? late.y : late.x) - log2[e / 2]);
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
@@ -279,7 +279,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           }
           if (decays) sumColumns(in, sumOwn + 16 * k, lane);
         }
-        storeMatrix4(ownPiece ^ (k * 32), r);
+        stmatrix4(ownPiece ^ (k * 32), r);
       }
       const bool onDiagonal = t2 / 2 == g8 / 2;
       __syncwarp();
@@ -357,8 +357,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             a[j % 2 * 2 + h] = pack2<T>(x[0], x[1]), r[j % 2 * 2 + h] = pack2<T>(c[0], c[1]);
           }
         }
-        storeMatrix4(sharedPiece ^ (W * 64 + k * 32), r);
-        storeMatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
+        stmatrix4(sharedPiece ^ (W * 64 + k * 32), r);
+        stmatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
         if (decays) sumColumns(in, sumShared + 32 * W + 16 * k, lane);
       }
       if (decays) {
@@ -439,7 +439,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         uint32_t p[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) p[j] = pack2<T>(d[8 * k + 2 * j], d[8 * k + 2 * j + 1]);
-        storeMatrix4(ownPiece ^ (k * 32), p);
+        stmatrix4(ownPiece ^ (k * 32), p);
       }
       __syncwarp();
       const int own = 16 * warp + lane / 8, rows = at().rows - 64 * W - own;

@@ -24,6 +24,7 @@
 #include "cuda/chunk_scan_mma_walk.cuh"
 #include "cuda/common/tma.cuh"
 #include "cuda/common/wgmma.cuh"
+#include "cuda/half_math.cuh"
 
 namespace mm::cuda::gla {
 
@@ -33,19 +34,12 @@ using chunk_scan::Scan;
 using chunk_scan::unpack2;
 
 constexpr int kSteps = 64, kWidth = 128, kThreads = 256;  // of a chunk; channels of keys and of values; of a block, two warpgroups
-constexpr float kLog2e = 1.44269504f;
 constexpr float kLeastGate = -40.f;   // a step's log-decay counts as at least that: 4e-18
 constexpr float kLeastTotal = -90.f;  // log2 of the decay of a chunk, for the split above
 
 using Rows = SlabTile<kSteps, kWidth>;    // 64 steps of q, k, v or dO
 using State = SlabTile<kWidth, kWidth>;   // transposed: (value channel, key channel)
 using Square = SlabTile<kSteps, kSteps>;  // 64 x 64 steps
-
-__device__ __forceinline__ float exp2Fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Elementwise work on a chunk: a thread has the steps 8 warp .. 8 warp + 7 of the four channels from 4 lane.
 constexpr int kOwnSteps = 8, kOwnChannels = 4;
@@ -208,7 +202,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
         if (!a) continue;
         readPiece(x, c, 4 * i + a, piece);
 #pragma unroll
-        for (int e = 0; e < 4; e++) queries[a][e] *= exp2Fast(x[e] - first[e]);
+        for (int e = 0; e < 4; e++) queries[a][e] *= exp2Approximate(x[e] - first[e]);
       }
 #pragma unroll
       for (int b = 0; b < 4; b++) {
@@ -217,7 +211,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
         readPiece(x, c, 4 * j + b, piece);
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          key[e] *= exp2Fast(first[e] - x[e]);
+          key[e] *= exp2Approximate(first[e] - x[e]);
 #pragma unroll
           for (int a = 0; a < 4; a++) acc[a][b] = fmaf(queries[a][e], key[e], acc[a][b]);
         }
@@ -244,7 +238,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
 #pragma unroll
       for (int b = 0; b <= a; b++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) acc[a][b] = fmaf(query[e] * key[b][e], b < a ? exp2Fast(ck[a][e] - ck[b][e]) : 1.f, acc[a][b]);
+        for (int e = 0; e < 4; e++) acc[a][b] = fmaf(query[e] * key[b][e], b < a ? exp2Approximate(ck[a][e] - ck[b][e]) : 1.f, acc[a][b]);
     }
   }
 #pragma unroll
