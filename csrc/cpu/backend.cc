@@ -2,6 +2,9 @@
 #include "cpu/backend.h"
 
 #include <sys/mman.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <cstdio>
 #include <cstdlib>
@@ -51,8 +54,10 @@ Isa pickIsa() {
   __builtin_cpu_init();
   const bool has512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+  unsigned a, b, c, d;  // clang's __builtin_cpu_supports has no word for f16c
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   sets.push_back({"avx512", avx512::all_kernels, bool(has512)});
-  sets.push_back({"avx2", avx2::all_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")});
+  sets.push_back({"avx2", avx2::all_kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c});
 #endif
   sets.push_back({"base", base::all_kernels, true});
   const char* wanted = std::getenv("MMMAMBA_ISA");  // to test a lower set on a higher machine
