@@ -41,14 +41,23 @@ if (!toolkit && values['if-nvcc']) {
 if (!toolkit) fail('nvcc is missing: install the CUDA toolkit, 12.4 to 13, or set CUDA_HOME to where it is');
 
 /** Code for each kind of GPU since Ampere; the PTX is for those that have none here. */
-const released = ['80-real', '86-real', '89-real', '90a-real', '100-real', '120-real', '80-virtual'];
+const released = ['80', '86', '89', '90a', '100', '120', 'ptx'];
+/**
+ * The PTX that machine code is made from where it is not of the GPU's own version: writing PTX takes several times as long as translating
+ * it, and the kernels' sources tell no GPUs apart between 8.0 and 8.9, nor from 10.0 on.
+ */
+const virtual = { 86: '80', 89: '80', 120: '100', ptx: '80' };
+
+/** nvcc's options for the architectures. */
+const codeFor = (archs) =>
+  archs.map((arch) => `--generate-code=arch=compute_${virtual[arch] ?? arch},code=${arch === 'ptx' ? `compute_${virtual.ptx}` : `sm_${arch}`}`);
 
 function architectures() {
-  if (values.arch) return values.arch.split(',').map((arch) => `${arch}-real`);
+  if (values.arch) return values.arch.split(',');
   if (values.release) return released;
   const found = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader'], { encoding: 'utf8' });
   const caps = found.status === 0 ? [...new Set(found.stdout.trim().split('\n').map((line) => line.replace('.', '')))] : [];
-  return caps.length > 0 ? caps.map((cap) => (cap === '90' ? '90a-real' : `${cap}-real`)) : ['80-real', '90a-real'];
+  return caps.length > 0 ? caps.map((cap) => (cap === '90' ? '90a' : cap)) : ['80', '90a'];
 }
 
 mkdirSync(out, { recursive: true });
@@ -57,7 +66,7 @@ const { linkFlags } = values.release ? await import('./release/glibc-stubs.mjs')
 const configure = run('cmake', [
   '-S', root, '-B', out, '-DCMAKE_BUILD_TYPE=Release',
   `-DCMAKE_CUDA_COMPILER=${join(toolkit, 'bin', 'nvcc')}`,
-  `-DMMMAMBA_CUDA_ARCHS=${archs.join(';')}`,
+  `-DMMMAMBA_CUDA_CODE=${codeFor(archs).join(';')}`,
   `-DMMMAMBA_RELEASE_LINK=${linkFlags(join(root, '.cache', 'glibc')).join(';')}`,
 ]);
 if (configure.status !== 0) fail(`cmake failed:\n${configure.stdout}${configure.stderr}`);
