@@ -29,7 +29,7 @@ const artifacts = join(cache, 'artifacts');
 rmSync(artifacts, { recursive: true, force: true });
 mkdirSync(artifacts, { recursive: true });
 
-const onednn = values['no-onednn'] ? null : oneDnn(join(cache, 'onednn'), flags);
+const onednn = values['no-onednn'] ? null : oneDnn(root, flags);
 if (onednn) bundleOneDnn(onednn, artifacts);
 
 if (!values['no-cuda'] && cudaToolkit()) {
