@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "abi/backend.h"
+#include "abi/cut_off.h"
 
 #if (defined(__x86_64__) || defined(_M_X64)) && __has_include(<dlfcn.h>)
 #define MM_ONEDNN_PLATFORM 1
@@ -135,7 +136,12 @@ Library::Library() {
     status = "oneDNN is switched off by MMMAMBA_ONEDNN=0";
     return;
   }
-  void* handle = dlopen((ownDirectory() + kSoname).c_str(), RTLD_NOW | RTLD_LOCAL);
+  const std::string beside = ownDirectory() + kSoname;
+  if (const std::string wrong = cutOff(beside); !wrong.empty()) {
+    status = beside + ": " + wrong;
+    return;
+  }
+  void* handle = dlopen(beside.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) handle = dlopen(kSoname, RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     const char* why = dlerror();

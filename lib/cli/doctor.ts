@@ -1,6 +1,7 @@
 import { constants, existsSync, readFileSync } from 'node:fs';
 import { access, mkdir } from 'node:fs/promises';
 import { availableParallelism, cpus, freemem, totalmem } from 'node:os';
+import { sep } from 'node:path';
 import { Command } from 'commander';
 import { reasonOf } from '../io/fail.js';
 import { common } from './options.js';
@@ -99,19 +100,22 @@ async function native(): Promise<Check[]> {
       found: available ? [...shown, ...(library ? [library] : [])].join('\n') : `absent: ${reason ?? 'unknown reason'}${library ? ` (${library})` : ''}`,
       remedy: available || name === 'cpu' ? undefined : cudaRemedy(library),
     });
-    if (name === 'cpu') for (const device of devices) checks.push(gemmCheck(String(device['gemm'])));
+    if (name === 'cpu') for (const device of devices) checks.push(gemmCheck(String(device['gemm']), path));
   }
   return checks;
 }
 
 /** Large matrix products want oneDNN; without it they are right but slower. */
-function gemmCheck(gemm: string): Check {
+function gemmCheck(gemm: string, addonPath: string): Check {
   const fast = /^oneDNN [\d.]+ \(/.test(gemm); // else the text says what stands in the way
+  const mend = addonPath.includes(`${sep}prebuilds${sep}`) // the package has its own
+    ? 'remove node_modules/mmmamba and install it again'
+    : 'apt-get install libdnnl-dev, then npx mmmamba build';
   return {
     name: 'oneDNN',
     status: fast ? 'ok' : 'warn',
     found: gemm,
-    remedy: fast ? undefined : 'matrix products run on the slower built-in code: apt-get install libdnnl-dev, then npx mmmamba build',
+    remedy: fast ? undefined : `matrix products run on the slower built-in code: ${/MMMAMBA_ONEDNN/.test(gemm) ? 'unset MMMAMBA_ONEDNN' : mend}`,
   };
 }
 
