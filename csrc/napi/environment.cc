@@ -61,7 +61,7 @@ const std::shared_ptr<Stream>& Environment::stream(Napi::Env env, const std::str
   if (!valid) throw makeError(env, "ERR_DEVICE", "unknown device '" + device + "'; expected 'cpu', 'cuda' or 'cuda:<index>'");
   std::string reason;
   const MMBackend* backend = findBackend(name, search_[name], reason);
-  if (!backend) throw makeError(env, "ERR_DEVICE", "device '" + device + "' is not available: " + reason);
+  if (!backend) throw makeError(env, "ERR_DEVICE", "device '" + device + "' is not available: " + reason + " (npx mmmamba doctor says what helps)");
   char text[512] = "";
   const int count = backend->device_count(text, sizeof text);
   if (index >= count)

@@ -48,11 +48,17 @@ async function machine(): Promise<Check[]> {
 }
 
 /** What a missing GPU needs, by what stands in the way. */
-function cudaRemedy(library: string | null): string {
+function cudaRemedy(library: string | null, addonPath: string): string {
   const use = 'only needed for --device cuda';
   if (process.platform !== 'linux') return `${use}, which runs on Linux`;
-  return library === null ? `${use}: npx mmmamba build --cuda compiles the library where a CUDA toolkit is, or set MMMAMBA_CUDA_PATH` : use;
+  if (library !== null) return use; // it loaded, and has said what it lacks
+  if (process.env['MMMAMBA_CUDA_PATH']) return `${use}: correct MMMAMBA_CUDA_PATH, or unset it`;
+  return `${use}: ${shipped(addonPath) ? `${reinstall}, or ` : ''}npx mmmamba build --cuda compiles the library where a CUDA toolkit is`;
 }
+
+/** Whether the addon is the package's own prebuilt one, beside which the other libraries belong. */
+const shipped = (addonPath: string): boolean => addonPath.includes(`${sep}prebuilds${sep}`);
+const reinstall = 'remove node_modules/mmmamba and install it again';
 
 /** A GPU as backends() describes it, in a line. */
 function gpuText(device: Record<string, unknown>, index: number, driver: string | null): string {
@@ -98,7 +104,7 @@ async function native(): Promise<Check[]> {
       // The GPU is a choice, the CPU is not.
       status: available ? 'ok' : name === 'cpu' ? 'fail' : 'warn',
       found: available ? [...shown, ...(library ? [library] : [])].join('\n') : `absent: ${reason ?? 'unknown reason'}${library ? ` (${library})` : ''}`,
-      remedy: available || name === 'cpu' ? undefined : cudaRemedy(library),
+      remedy: available || name === 'cpu' ? undefined : cudaRemedy(library, path),
     });
     if (name === 'cpu') for (const device of devices) checks.push(gemmCheck(String(device['gemm']), path));
   }
@@ -108,9 +114,7 @@ async function native(): Promise<Check[]> {
 /** Large matrix products want oneDNN; without it they are right but slower. */
 function gemmCheck(gemm: string, addonPath: string): Check {
   const fast = /^oneDNN [\d.]+ \(/.test(gemm); // else the text says what stands in the way
-  const mend = addonPath.includes(`${sep}prebuilds${sep}`) // the package has its own
-    ? 'remove node_modules/mmmamba and install it again'
-    : 'apt-get install libdnnl-dev, then npx mmmamba build';
+  const mend = shipped(addonPath) ? reinstall : 'apt-get install libdnnl-dev, then npx mmmamba build';
   return {
     name: 'oneDNN',
     status: fast ? 'ok' : 'warn',

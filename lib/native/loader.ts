@@ -6,7 +6,7 @@ import { candidates, nothingFound, platform } from './candidates.js';
 import { MmError, type ErrorCode } from './errors.js';
 import { remedyOf } from './remedy.js';
 import { bundled, ownFolder, packageRoot } from './root.js';
-import { truncated } from './truncated.js';
+import { unusable } from './unusable.js';
 
 export { packageRoot } from './root.js';
 
@@ -43,8 +43,8 @@ function ownVersion(): string | null {
 
 /** The addon of a file. Throws with the reason where it cannot be used. */
 function openFile(path: string): Binding {
-  const cut = existsSync(path) ? truncated(path) : 'no such file';
-  if (cut) throw new Error(cut);
+  const wrong = existsSync(path) ? unusable(path) : 'no such file';
+  if (wrong) throw new Error(wrong);
   const binding = require(path) as Binding;
   const version = ownVersion();
   if (version !== null && binding.version !== version) throw new Error(`built for mmmamba ${binding.version ?? 'of an unknown version'}, and this is ${version}`);
@@ -64,7 +64,7 @@ const spell = ({ path, reason, remedy }: Attempt): string => `${path}: ${reason.
 
 function open(): Loaded {
   const override = process.env['MMMAMBA_NATIVE_PATH'];
-  if (override && !isAbsolute(override))
+  if (override && !(isAbsolute(override) && override.endsWith('.node'))) // another ending would run as JavaScript
     throw new MmError('ERR_NATIVE_LOAD', `MMMAMBA_NATIVE_PATH must be an absolute path of a .node file; got '${override}'`);
   const paths = override ? [override] : candidates();
   const failed: Attempt[] = [];

@@ -47,6 +47,14 @@ test('MMMAMBA_NATIVE_PATH is absolute', async (t) => {
   t.regex(e.message!, /must be an absolute path of a \.node file/);
 });
 
+test('MMMAMBA_NATIVE_PATH names a binary, never a script', async (t) => {
+  const script = join(folder, 'script.js');
+  writeFileSync(script, 'throw new Error("it ran")');
+  const e = await attempt({ MMMAMBA_NATIVE_PATH: script });
+  t.is(e.code, 'ERR_NATIVE_LOAD');
+  t.regex(e.message!, /must be an absolute path of a \.node file/);
+});
+
 test('MMMAMBA_NATIVE_PATH names the addon', async (t) => {
   t.deepEqual(await attempt({ MMMAMBA_NATIVE_PATH: bindingPath() }), { value: 0 });
 });

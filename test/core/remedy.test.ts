@@ -9,6 +9,8 @@ const cases: [string, RegExp][] = [
   ['Error relocating /x/mmmamba.glibc.node: __fprintf_chk: symbol not found', /^it is for another C library/],
   ['/x/mmmamba.node: invalid ELF header', /^the file is damaged or no binary/],
   ['/x/mmmamba.node: file too short', /^the file is damaged or no binary/],
+  ['not a file', /^the file is damaged or no binary/],
+  ['it is for another processor: arm64', /^remove node_modules\/mmmamba and install it again on this machine, or compile it here/],
   ['the file is truncated: 10 of 20 bytes', /^the file is damaged or no binary/],
   ['\\\\?\\C:\\x\\mmmamba.node is not a valid Win32 application.', /^the file is damaged or no binary/],
   ['/x/mmmamba.node: wrong ELF class: ELFCLASS32', /^it is for another processor than \w+-\w+/],

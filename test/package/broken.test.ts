@@ -58,6 +58,49 @@ test.serial('a binary that is none', async (t) => {
   await refused(t, /invalid ELF header\n {2}→ the file is damaged or no binary/);
 });
 
+test.serial('a binary for another processor or system, which the linker would call missing or damaged', async (t) => {
+  const header = readFileSync(kept);
+  header.writeUInt16LE(0xb7, 0x12);
+  rmSync(addon);
+  writeFileSync(addon, header);
+  await refused(t, /mmmamba\.glibc\.node: it is for another processor: arm64\n {2}→ remove node_modules\/mmmamba and install it again on this machine, or compile it here/);
+  writeFileSync(addon, Buffer.from('cffaedfe0c000001', 'hex'));
+  await refused(t, /it is for another system: macOS\n {2}→ /);
+  rmSync(addon);
+  mkdirSync(addon);
+  try {
+    await refused(t, /mmmamba\.glibc\.node: not a file\n {2}→ the file is damaged or no binary/);
+  } finally {
+    rmSync(addon, { recursive: true });
+  }
+});
+
+test.serial('an oneDNN that is missing or cut off is a reason with a remedy, and products go on', async (t) => {
+  const library = join(folder, 'libdnnl.so.3');
+  if (!existsSync(library)) return void t.pass('none is shipped');
+  const whole = readFileSync(library);
+  const check = async (): Promise<{ found: string; remedy: string }> =>
+    (await evaluate(
+      'onednn.cjs',
+      `const mm = require('mmmamba');
+       const { execFileSync } = require('node:child_process');
+       const checks = JSON.parse(execFileSync(process.execPath, ['node_modules/mmmamba/dist/lib/cli/main.js', 'doctor', '--json'], { encoding: 'utf8' }));
+       const ones = mm.Tensor.full([64, 64], 1);
+       mm.matmul({ a: ones, b: ones }).data().then(([sum]) => console.log(JSON.stringify(sum === 64 ? checks.find((c) => c.name === 'oneDNN') : 'wrong')));`,
+      copy,
+    )) as { found: string; remedy: string };
+  try {
+    rmSync(library); // writing over a file that is mapped somewhere would change it there
+    writeFileSync(library, whole.subarray(0, whole.length >> 1));
+    const { found, remedy } = await check();
+    t.regex(found, /libdnnl\.so\.3: the file is truncated/);
+    t.regex(remedy, /remove node_modules\/mmmamba and install it again/);
+  } finally {
+    rmSync(library, { force: true });
+    writeFileSync(library, whole);
+  }
+});
+
 test.serial('no binary for this system', async (t) => {
   renameSync(folder, join(prebuilds, 'plan9-mips'));
   try {
