@@ -1,6 +1,6 @@
 import { existsSync, readdirSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { join } from 'node:path';
-import nodeGypBuild from 'node-gyp-build';
 import { ownFolder, packageRoot } from './root.js';
 
 /** What prebuilt binaries are sorted by: Node's names of system and processor. */
@@ -9,7 +9,12 @@ export const platform = `${process.platform}-${process.arch}`;
 /** The command that makes what is missing. */
 export const compile = "npx mmmamba build (needs g++ 12 or newer, make and python3)";
 
-const { parseTags, matchTags, compareTags } = nodeGypBuild;
+/** What this library uses of node-gyp-build, which comes without types: how names of prebuilt binaries are read and ordered. */
+interface NodeGypBuild {
+  parseTags(file: string): { file: string };
+  matchTags(runtime: string, abi: string): (tags: { file: string }) => boolean;
+  compareTags(runtime: string): (a: { file: string }, b: { file: string }) => number;
+}
 
 /** The .node files in a `prebuilds` folder for this system and processor. */
 function binaries(folder: string): string[] {
@@ -17,13 +22,24 @@ function binaries(folder: string): string[] {
   return existsSync(path) ? readdirSync(path).filter((name) => name.endsWith('.node')) : [];
 }
 
-/** Those of them that node-gyp-build takes for this Node and C library, as their names say (glibc or musl), the best first. */
+/**
+ * Those of them that node-gyp-build takes for this Node and C library, as their names say (glibc or musl), the best first. A bundle has
+ * no node-gyp-build: it is CommonJS, which bundlers make an ES module of that throws when it is loaded. There the one rule counts that
+ * our names need.
+ */
 function prebuilt(folder: string): string[] {
-  return binaries(folder)
-    .sort()
-    .map(parseTags)
-    .filter(matchTags('node', process.versions.modules))
-    .sort(compareTags('node'))
+  const names = binaries(folder).sort();
+  let rules: NodeGypBuild;
+  try {
+    rules = createRequire(join(ownFolder, 'candidates.js'))('node-gyp-build') as NodeGypBuild;
+  } catch {
+    const other = existsSync('/etc/alpine-release') ? '.glibc.' : '.musl.';
+    return names.filter((name) => !name.includes(other)).map((name) => join(folder, 'prebuilds', platform, name));
+  }
+  return names
+    .map((name) => rules.parseTags(name))
+    .filter(rules.matchTags('node', process.versions.modules))
+    .sort(rules.compareTags('node'))
     .map(({ file }) => join(folder, 'prebuilds', platform, file));
 }
 
