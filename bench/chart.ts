@@ -2,7 +2,7 @@
 // floor, ours beside the best peer's, and prints the same rows as a table for the README.
 //   node dist/bench/chart.js [bench/results/cuda-kernels-large.json [bench/results/cuda-kernels-large.svg]]
 import { readFileSync, writeFileSync } from 'node:fs';
-import { init } from 'echarts';
+import { init } from '../lib/train/report/echarts.js';
 import { headlines, type Headline } from './headline.js';
 import type { KernelRow, PeerTime } from './kernels.js';
 

@@ -84,8 +84,7 @@ function packages() {
   };
   const { dependencies, devDependencies } = json(join(root, 'package.json'));
   [...Object.keys(dependencies), 'fast-check'].forEach(visit);
-  const trees = { echarts: /^(lib\/|[a-z.]+\.js$)/, zrender: /^(lib\/|index\.js$)/ };
-  for (const name of names) copyPackage(name, trees[name] ? (file) => trees[name].test(file) : undefined);
+  for (const name of names) copyPackage(name);
   copyPackage('emojibase-data', (file) => /^(en\/data|meta\/groups)\.json$/.test(file));
   // Names of the drawings without the drawings, which the cache holds rendered.
   for (const name of Object.keys(devDependencies).filter((n) => n.startsWith('@iconify-json/'))) {

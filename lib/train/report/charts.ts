@@ -1,4 +1,5 @@
-import { init, type EChartsCoreOption } from 'echarts';
+import type { EChartsCoreOption } from 'echarts/core';
+import { init } from './echarts.js';
 
 /** Colours are CSS variables of the report's page, so that one drawing serves the light and the dark theme. */
 const text = 'var(--text)';
