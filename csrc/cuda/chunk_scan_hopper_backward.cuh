@@ -11,10 +11,14 @@
 // dq, dk and dv. With chunks of 128 steps a state is as large as the values of its chunk, half as much as in chunk_scan_mma.cuh, and
 // the products within a chunk are still fewer than those with the states.
 //
-// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.94 (5.48), G = 8 2.60 (4.88), H = 80, P = 64, G = 1 5.97 (12.8);
-// linearAttention 2.49 (4.94), simpleGla 2.87 (5.10). The walks are bound by memory, and without decay so are the gradients; with it they
-// are bound by the latency of the arithmetic on the triangles, of which two warps on a scheduler hide little. z and normalisation stay
-// with chunk_scan_mma.cuh.
+// A gate z costs the outputs before it anew, by the forward pass (dz = dy y silu'(z)), and one kernel over the values.
+//
+// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.90 (5.46), G = 8 2.61 (4.78), H = 80, P = 64, G = 1 5.86 (13.0);
+// linearAttention 2.58 (4.94), simpleGla 2.86 (5.07); ssd with z, L = 65536 2.91 (5.69). Walks (1.2 ms of the 2.90) and, without decay,
+// gradients (1.6) are bound by memory; with it the gradients are bound by the latency of the arithmetic on the triangles, of which two
+// warps on a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not kept in spilled
+// registers, 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor are heads. Normalisation
+// stays with chunk_scan_mma.cuh.
 //
 // A state lies in memory as the slab in shared memory that products read: 128 rows of 64 value channels, 128 bytes a row, pieces
 // swizzled (common/wgmma.cuh), so that a plain bulk copy brings it.
