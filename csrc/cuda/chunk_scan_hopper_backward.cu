@@ -1,11 +1,14 @@
 // The gradients of the chunk engine on Hopper: the plan of a call, and the small kernels around the big ones.
 #include "cuda/chunk_scan_hopper_backward.cuh"
 
+#include "cuda/common/strided.cuh"
+
 namespace mm::cuda::chunk_scan {
 namespace hopper {
 namespace {
 
 constexpr int kThreads = 256, kEach = kSteps / 32;  // steps of a lane
+constexpr int kLeastPaced = 32;                       // chunks
 constexpr double kLog2e = 1.4426950408889634, kLeastStep = -128;  // exp2 of it is 0; keeps sums of a chunk within what f32 resolves
 
 // ---- scalars of the steps, a warp a (chunk, head); and D
@@ -142,6 +145,8 @@ struct Plan {
   int64_t slots = 0;
 };
 
+int64_t pacedChunks(const Scan& s, const Task& task) { return int64_t(s.batch) * s.groups * 2 * task.chunks; }
+
 Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   const Scan& s = problem.scan;
   Gradient& g = problem.gradient;
@@ -153,6 +158,9 @@ Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   if (s.step.given) task.scalars = scratch.take<float>(p.slots * s.heads * kScalarFloats);
   if (s.skip.given) task.skip = scratch.take<float>(int64_t(s.heads) * s.p);  // an op with D has steps
   task.states = scratch.take<bf16>(virtualHeads * kStateElements), task.gradients = scratch.take<bf16>(virtualHeads * kStateElements);
+  // where all walks run at once, and long enough for them to drift apart
+  if (task.walks(s) <= 3 * multiprocessors && task.sharedWalks(s) > 2 && task.chunks >= kLeastPaced)
+    task.begun = scratch.take<int32_t>(pacedChunks(s, task));
   if (g.wantsDecay()) {
     task.sums = scratch.take<float>(virtualHeads * kGradientKinds * kSteps);
     task.through = scratch.take<float>(virtualHeads * kThroughParts);
@@ -214,6 +222,7 @@ int32_t solve(const MMCall* c, const Scan& s, const Gradient& g, const Plan& p, 
   int32_t status = MM_OK;
   if (task.scalars)
     status = launch(c, chunkScalarsKernel, warps, threads, 0, s, const_cast<float*>(task.scalars), const_cast<float*>(task.skip), p.slots);
+  if (status == MM_OK && task.begun) status = setBytes(c, task.begun, 0, pacedChunks(s, task) * 4);
   if (status == MM_OK) status = launchStates(c, s, g, task, halves);
   if (status == MM_OK) status = launchGradients(c, s, g, task, chunks);
   if (status == MM_OK && task.parts && (g.dq.given || g.dk.given)) {
