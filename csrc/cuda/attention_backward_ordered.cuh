@@ -358,8 +358,8 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       if (n + 2 < QUERIES / 8) lse2[n + 2] = lse2s[(n + 2) * 4];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2[n].x));
-        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2[n].y));
+        w[4 * n + 2 * h] = exp2Approximate(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2[n].x));
+        w[4 * n + 2 * h + 1] = exp2Approximate(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2[n].y));
       }
     }
     commitProducts();

@@ -58,6 +58,10 @@ __device__ __forceinline__ void awaitEarlierKernels() {
 #endif
 }
 
+// Asks for the 128 bytes around an address to come into the L2 cache. That may be before awaitEarlierKernels(), for memory that the
+// kernel will read: all kernels meet in this cache, so that what earlier ones still write is there when it is read.
+__device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // Whether kernels run as code that knows how to wait: the device's own capability is not enough, as older code may serve it.
 template <int = 0>
 __global__ void overlapProbeKernel() {}
