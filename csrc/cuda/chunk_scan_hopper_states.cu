@@ -9,7 +9,7 @@ bool kernelsBuilt() {
 }
 
 int32_t launchStates(const MMCall* c, const Scan& s, const Gradient& g, const Task& task, const Maps& maps) {
-  const int64_t blocks = int64_t(s.batch) * s.heads * 2 * task.slices * 2, multiprocessors = deviceOf(c).multiprocessors;
+  const int64_t blocks = task.walks(s), multiprocessors = deviceOf(c).multiprocessors;
   // all blocks at once, up to three on a multiprocessor, and stages as deep as that leaves room for
   const int together = blocks <= multiprocessors ? 1 : blocks <= 2 * multiprocessors ? 2 : 3, stages = 6 / together;
   const size_t shared = StateLayout::bytes(stages);
