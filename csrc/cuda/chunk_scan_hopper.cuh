@@ -55,9 +55,9 @@ struct HopperTiles {
   static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
   static constexpr int share = throughs + 4 * R, barriers = share + 32;
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
-  // used mine.
+  // theirs, all have used theirs.
   enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
-         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
+         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_SEEN, STATE_FREE, kBarriers };
   static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
   static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
   __device__ __forceinline__ static uint32_t swizzle(int row) { return uint32_t(R == 4 ? row / 2 % 4 : row / 4 % 2) * 16; }
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
     initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
-    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
+    initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_SEEN), R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
     fenceBarriers();
   }
   syncCluster();
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         }
         if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
         waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
-        waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+        waitBarrier(bar(Tiles::STATE_SEEN), at.parity() ^ 1);  // what was staged has been copied
         if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
@@ -237,16 +237,21 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
               *reinterpret_cast<uint32_t*>(slab + (word ^ i % J * 16) + (16 * m + i / J * 8) * Tiles::rowBytes) = pack2<T>(x[k], x[k + 1]);
               x[k] = fmaf(through, x[k], add.x), x[k + 1] = fmaf(through, x[k + 1], add.y);
             }
-          fenceAsyncProxy();
-          __syncwarp();
-          if (lane == 0) {
-            const uint32_t rows = 16 * first * Tiles::rowBytes;
-            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), sharedAddress(slab) + rows, 32 * Tiles::rowBytes,
-                        inBlock(bar(Tiles::STATE_FULL), c));
+        }
+        fenceAsyncProxy();
+        __syncwarp();
+        if (lane < R) {
+          arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
+          waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
+          const uint32_t rows = 16 * first * Tiles::rowBytes;
+          copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, lane),
+                      base + Tiles::staged + lane * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), lane));
+          if (warp == 2) {
+            waitBarrier(bar(Tiles::STATE_FULL), at.parity());
+            arriveInBlock(inBlock(bar(Tiles::STATE_SEEN), lane));
           }
         }
         __syncwarp();
-        if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
         if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
         else if (at.step + 1 == at.end) {
           float* handed = task.handed + cluster * kHopperValues * 128;
@@ -361,19 +366,29 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
 #pragma unroll 1
       for (int block = 0;; block++) {
-        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
         const float* of = decays + block * 64 + 2 * t;
         if (block == half) release(Tiles::KEYS_FREE);
         uint32_t a[4][4];
+        if (block < half) {  // the first 64 keys for the second 64 queries: by way of c_63
+          const float factors[2] = {exp2Approximate(sums[0] - decays[SUM + 63]), exp2Approximate(sums[1] - decays[SUM + 63])};
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+          for (int j = 0; j < 8; j++) {
+            const float2 w = *reinterpret_cast<const float2*>(of + FIRST + 8 * j);
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
-            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
-            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
-            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+            for (int h = 0; h < 2; h++) x[4 * j + 2 * h] *= factors[h] * w.x, x[4 * j + 2 * h + 1] *= factors[h] * w.y;
+          }
+        } else {
+          const int last = 16 * warp + g - 2 * t;  // of the keys that `row` sees, less what the lane begins with
+#pragma unroll
+          for (int j = 0; j < 8; j++) {
+            const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+              x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+              x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+            }
           }
         }
 #pragma unroll

@@ -6,8 +6,9 @@ namespace mm::cuda::chunk_scan {
 
 constexpr int kHopperChunk = 128, kHopperValues = 64;  // steps; value channels of a block
 
-// By step, with c_t in units of log 2: c_t, scale w_t, exp(c_T - c_t) w_t, scale exp(c_t). Then D by value channel, and exp(c_T).
-enum { SUM = 0, WEIGHT = 128, REST = 256, PAST = 384, SKIP = 512, THROUGH = 576, kHopperDecayFloats = 584 };
+// By step, with c_t in units of log 2: c_t, scale w_t, exp(c_T - c_t) w_t, scale exp(c_t). Of the first 64 steps scale w_t exp(c_63 - c_t).
+// Then D by value channel, and exp(c_T).
+enum { SUM = 0, WEIGHT = 128, REST = 256, PAST = 384, FIRST = 512, SKIP = 576, THROUGH = 640, kHopperDecayFloats = 648 };
 
 // A decay of exp(-110) is 0 in f32, and sums of no more than that keep the precision that their differences need.
 constexpr float kLeastHopperDecay = -110.f;
@@ -29,11 +30,12 @@ __device__ __forceinline__ float softplusApproximate(float x) {
 }
 
 struct HopperScalars {
-  float sum[4], weight[4], rest[4], past[4], skip[2], through;
+  float sum[4], weight[4], rest[4], past[4], first[4], skip[2], through;
   __device__ __forceinline__ void store(float* to) const {
     const int lane = threadIdx.x % 32;
     const auto put = [&](int kind, const float (&x)[4]) { *reinterpret_cast<float4*>(to + kind + lane * 4) = {x[0], x[1], x[2], x[3]}; };
     put(SUM, sum), put(WEIGHT, weight), put(REST, rest), put(PAST, past);
+    if (lane < 16) put(FIRST, first);
     *reinterpret_cast<float2*>(to + SKIP + lane * 2) = {skip[0], skip[1]};
     if (lane == 0) to[THROUGH] = through;
   }
@@ -98,6 +100,9 @@ struct HopperSteps {
       scalars.rest[e] = exp2Approximate(float((total - c[e]) * kLog2e)) * w[e];
       scalars.past[e] = exp2Approximate(scalars.sum[e]) * s.scale;
     }
+    const float middle = __shfl_sync(kAllLanes, scalars.sum[3], 15);
+#pragma unroll
+    for (int e = 0; e < 4; e++) scalars.first[e] = exp2Approximate(middle - scalars.sum[e]) * scalars.weight[e];
     scalars.through = exp2Approximate(float(total * kLog2e));
     scalars.skip[0] = skip[0], scalars.skip[1] = skip[1];
   }
