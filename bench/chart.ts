@@ -48,7 +48,7 @@ function chart(): string {
       animation: false,
       textStyle: { fontFamily: 'sans-serif' },
       title: { text: `Times the floor (1 = bytes over bandwidth or operations over peak); ${result.machine.backend.name}, ${result.machine.commit.slice(0, 7)}, ${result.machine.date.slice(0, 10)}`, textStyle: { fontSize: 13, fontWeight: 'normal', ...grey } },
-      legend: { top: 30, textStyle: grey },
+      legend: { top: 30, itemGap: 40, textStyle: grey },
       grid: { left: 390, right: 50, top: 64, bottom: 24 },
       xAxis: { type: 'log', min: 0.8, max: 30, axisLabel: grey, splitLine: { lineStyle: { color: '#9ca3af', opacity: 0.3 } } },
       yAxis: { type: 'category', inverse: true, data: labels, axisLabel: { ...grey, fontSize: 11 }, axisTick: { show: false } },

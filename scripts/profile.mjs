@@ -43,7 +43,7 @@ function profile(filter) {
     const cells = fields(line);
     const number = (name) => Number(cells[at(name)].replaceAll(',', ''));
     return {
-      kernel: cells[at('Kernel Name')].replace(/^void /, '').replaceAll(/(mm::cuda::|<unnamed>::|\(anonymous namespace\)::)/g, '').replace(/\(.*$/, ''),
+      kernel: cells[at('Kernel Name')].replace(/^void /, '').replaceAll(/(mm::cuda::|<?unnamed>::|\(anonymous namespace\)::)/g, '').replace(/\(.*$/, ''),
       ms: Number((number(metrics.ms) / 1e6).toPrecision(4)),
       smPercent: Math.round(number(metrics.sm)),
       dramPercent: Math.round(number(metrics.dram)),

@@ -266,8 +266,8 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       waitBarrier(dQFull + 8 * (step & 1), step / 2 & 1);
       if (turn.number) addBulk(to, base + Layout::dQ, 2 * Layout::half);
       else storeBulk(to, base + Layout::dQ, 2 * Layout::half);
-      commitBulk();
-      waitBulkRead();
+      commitStores();
+      waitStoresRead();
       arrive(dQEmpty);
       waitBulk();
       storeRelease(x.turns + turn.tile, turn.number + 1);

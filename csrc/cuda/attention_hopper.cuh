@@ -16,13 +16,6 @@ constexpr int producerRegisters() {
   return rest;
 }
 
-// Built for another architecture than sm_90a, a kernel is empty; its registers tell.
-template <class K>
-bool builtForHopper(K kernel) {
-  cudaFuncAttributes a{};
-  return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
-}
-
 // Blocks in the order in which they start: sections of heads whose streamed operands fit in the L2 cache together, so that long
 // sequences are read from memory about once a section; in a section the longest tiles first, and those of all its heads side by
 // side. A head of another batch entry is another head here; the tiles of packed sequences are all of one head.

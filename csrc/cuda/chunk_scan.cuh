@@ -377,12 +377,12 @@ struct Entries {
   }
   static int32_t runMma(const MMCall* c) { return runAligned<solveMma>(c); }
 
-  static int32_t fitsHopperGradient(const MMCall* c) { return fitsHopperBackward(c, DESCRIBE(c)); }
-  static uint64_t hopperGradientWorkspace(const MMCall* c) {
+  static int32_t fitsHopper(const MMCall* c) { return fitsHopperBackward(c, DESCRIBE(c)); }
+  static uint64_t hopperWorkspace(const MMCall* c) {
     const uint64_t hopper = bytes<solveHopperBackward>(c), others = mmaWorkspace(c);
     return hopper > others ? hopper : others;
   }
-  static int32_t runHopperGradient(const MMCall* c) { return runAligned<solveHopperBackward>(c); }
+  static int32_t runHopper(const MMCall* c) { return runAligned<solveHopperBackward>(c); }
 };
 
 }  // namespace mm::cuda::chunk_scan

@@ -58,11 +58,7 @@ int32_t run(const MMCall* c, const Scan& s, const HopperMaps& maps, const Handov
 
 template <class T>
 bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& status) {
-  // Built for another architecture than sm_90a, the kernel is empty; its registers tell.
-  static const bool built = [] {
-    cudaFuncAttributes a{};
-    return cudaFuncGetAttributes(&a, chunkScanHopperKernel<T, 4>) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
-  }();
+  static const bool built = builtForHopper(chunkScanHopperKernel<T, 4>);
   HopperMaps maps;
   if (!built || !encode(maps.queries, s, s.q, s.groups, s.n) || !encode(maps.keys, s, s.k, s.groups, s.n) ||
       !encode(maps.values, s, s.v, s.heads, s.p))

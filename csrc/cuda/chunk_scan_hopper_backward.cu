@@ -16,7 +16,8 @@ __global__ void __launch_bounds__(kThreads) chunkScalarsKernel(const __grid_cons
   const Place at = locate(s, index / s.heads, kSteps);
   const int lane = threadIdx.x % 32;
   if (skip && index < s.heads)
-    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype, s.skip.wide ? index * s.p + p : index);
+    for (int64_t p = lane; p < s.p; p += 32) skip[index * s.p + p] = element(s.skip.data, s.skip.dtype,
+        s.skip.wide ? index * s.p + p : index);
   const LaneSteps<kEach> steps = scanSteps<kEach>(s, at, int(index % s.heads));
   double last = __shfl_up_sync(kAllLanes, steps.c[kEach - 1], 1), log2[kEach], sum = 0;
   if (lane == 0) last = 0;
@@ -166,7 +167,7 @@ int32_t solve(const MMCall* c, const Scan& s, const Gradient& g, const Plan& p, 
 bool fitsHopperBackward(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
   return deviceOf(c).capability() == 90 && problem.kind == Decay::Head && !s.packed && !s.normalized && !s.z.given &&
-         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::builtForHopper();
+         s.scale > 0 && s.n == hopper::kKeys && s.p % hopper::kValues == 0 && fitsMma(c, problem) && hopper::kernelsBuilt();
 }
 
 int32_t solveHopperBackward(const MMCall* c, Problem& problem, Scratch& scratch, bool run) {

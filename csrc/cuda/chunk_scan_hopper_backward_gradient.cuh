@@ -38,7 +38,8 @@ struct GradientLayout {
   // R^T of the own blocks, R^T and att^T of the shared one
   static constexpr int own = ring + kTiles * tile, shared = own + 2 * SquareTile::bytes, att = shared + SquareTile::bytes;
   // notes of a stage: the scalars of its steps, D by value channel, where it stands
-  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4, note = place + int(sizeof(StagePlace));
+  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4, note = place +
+      int(sizeof(StagePlace));
   // sums over the keys of a warp: of the own blocks (2, 4, 64), of the shared one (4, 64); over the queries: own (128), shared (2, 64);
   // diagonals of the product of the triangles and of dO v^T
   static constexpr int sumOwn = notes + kNoteSlots * note, sumShared = sumOwn + 2 * 4 * 64 * 4, rowOwn = sumShared + 4 * 64 * 4;
@@ -87,7 +88,8 @@ __device__ __forceinline__ float sumQuad(float x) {
 // needed last and comes when the stage before is over.
 struct TilePlace {
   int slot, parity;
-  __device__ __forceinline__ TilePlace(int which, int i) : slot(which == S ? 2 * S : 2 * which + i % 2), parity((which == S ? i : i / 2) & 1) {}
+  __device__ __forceinline__ TilePlace(int which, int i) : slot(which == S ? 2 * S : 2 * which + i % 2), parity((which == S ? i :
+      i / 2) & 1) {}
 };
 
 __device__ __forceinline__ void produceStages(const Scan& s, const Gradient& g, const Task& task, const Maps& maps,
@@ -120,22 +122,26 @@ __device__ __forceinline__ void produceStages(const Scan& s, const Gradient& g, 
         if (member == 0) fromStart = true;
         const bool toEnd = member == share - 1;
         StagePlace& at = *reinterpret_cast<StagePlace*>(shared + note + Layout::place);
-        at.flags = (i == 0 ? NEW_KEYS : member == 0 ? NEW_KEYS | (groups & 1 ? KEYS_PARITY : 0) : 0) | (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) |
+        at.flags = (i == 0 ? NEW_KEYS : member == 0 ? NEW_KEYS | (groups & 1 ? KEYS_PARITY : 0) : 0) |
+            (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) |
                    (fromStart ? FROM_START : 0) | (toEnd ? TO_END : 0) | (i == count - 1 ? LAST_STAGE : 0);
         at.rows = int(min(int64_t(kSteps), s.length - row)), at.virtualHead = first + i;
         at.values = batch * g.dv.batch + row * g.dv.time + head * g.dv.head + slice * kValues;
         at.queries = batch * g.dq.batch + row * g.dq.time + group * g.dq.head;
         at.keys = batch * g.dk.batch + row * g.dk.time + group * g.dk.head;
         const int64_t slot = int64_t(batch) * task.chunks + chunk;
-        at.skip = s.skip.wide ? (slot * kSkipParts * s.heads + head) * s.p + slice * kValues : (slot * task.slices + slice) * s.heads + head;
+        at.skip = s.skip.wide ? (slot * kSkipParts * s.heads + head) * s.p + slice * kValues : (slot * task.slices + slice) * s.heads +
+            head;
         bytes += (task.scalars ? kScalarBytes : 0) + (task.skip ? kValues * 4 : 0);
       }
       arriveExpecting(bar, bytes);
       if (j == V || j == DO) copyBox(tile, j == V ? maps.v : maps.dO, bar, slice * kValues, row, head, batch);
       else
-        copyBulk(tile, static_cast<const bf16*>(j == S ? task.states : task.gradients) + int64_t(first + i) * kStateElements, Layout::tile, bar);
+        copyBulk(tile, static_cast<const bf16*>(j == S ? task.states : task.gradients) + int64_t(first + i) * kStateElements,
+            Layout::tile, bar);
       if (j == V && task.scalars)
-        copyBulk(base + note, task.scalars + (int64_t(batch) * task.chunks + chunk) * s.heads * kScalarFloats + head * kScalarFloats, kScalarBytes, bar);
+        copyBulk(base + note, task.scalars + (int64_t(batch) * task.chunks + chunk) * s.heads * kScalarFloats + head * kScalarFloats,
+            kScalarBytes, bar);
       if (j == V && task.skip) copyBulk(base + note + Layout::skip, task.skip + head * s.p + slice * kValues, kValues * 4, bar);
     }
     if (i && member == 0) keys();  // they come free last
@@ -222,10 +228,12 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       fenceProducts();
 #pragma unroll
       for (int k = 0; k < 8; k++)
-        multiply<T, false, false>(raw, shifted(keys, kOwnRows + KeyTile::channels(k)), shifted(queries, kOwnRows + KeyTile::channels(k)), k > 0);
+        multiply<T, false, false>(raw, shifted(keys, kOwnRows + KeyTile::channels(k)), shifted(queries, kOwnRows +
+            KeyTile::channels(k)), k > 0);
 #pragma unroll
       for (int k = 0; k < 4; k++)
-        multiply<T, false, false>(dp, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DO), kOwnRows + ValueTile::channels(k)), k > 0);
+        multiply<T, false, false>(dp, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DO), kOwnRows +
+            ValueTile::channels(k)), k > 0);
       commitProducts();
       if (i) syncThreads(BARRIER_FREE + W, kConsumers);  // the other warpgroup has read the squares and sums of the stage before
       float log2[2], weight[2], out[2] = {};
@@ -252,7 +260,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             if constexpr (DECAY) {
               const float2 late = *reinterpret_cast<const float2*>(scalars + LOG2 * kSteps + 64 * W + 8 * j + t2);
 #pragma unroll
-              for (int e = 0; e < 4; e++) x[e] = exp2Fast((e % 2 ? late.y : late.x) - log2[e / 2]);
+              for (int e = 0; e < 4; e++) x[e] = exp2Approximate((e % 2 ? late.y : late.x) - log2[e / 2]);
             }
 #pragma unroll
             for (int e = 0; e < 4; e++) {
@@ -271,7 +279,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           }
           if (decays) sumColumns(in, sumOwn + 16 * k, lane);
         }
-        storeMatrix4(ownPiece ^ (k * 32), r);
+        stmatrix4(ownPiece ^ (k * 32), r);
       }
       const bool onDiagonal = t2 / 2 == g8 / 2;
       __syncwarp();
@@ -304,7 +312,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       multiply<T, false, false>(lateRaw, shifted(keys, KeyTile::channels(k)), shifted(queries, kPartRows + KeyTile::channels(k)), k > 0);
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      multiply<T, false, false>(lateDp, shifted(tile(V), ValueTile::channels(k)), shifted(tile(DO), kPartRows + ValueTile::channels(k)), k > 0);
+      multiply<T, false, false>(lateDp, shifted(tile(V), ValueTile::channels(k)), shifted(tile(DO), kPartRows +
+          ValueTile::channels(k)), k > 0);
     commitProducts();
 #pragma unroll
     for (int k = 0; k < 8; k++)
@@ -348,8 +357,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             a[j % 2 * 2 + h] = pack2<T>(x[0], x[1]), r[j % 2 * 2 + h] = pack2<T>(c[0], c[1]);
           }
         }
-        storeMatrix4(sharedPiece ^ (W * 64 + k * 32), r);
-        storeMatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
+        stmatrix4(sharedPiece ^ (W * 64 + k * 32), r);
+        stmatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
         if (decays) sumColumns(in, sumShared + 32 * W + 16 * k, lane);
       }
       if (decays) {
@@ -393,18 +402,21 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     if constexpr (W == 0)
 #pragma unroll
       for (int k = 0; k < 4; k++)
-        multiply<T, false, true>(dv, shifted(sharedAtt, SquareTile::channels(k)), shifted(tile(DO), kLateRows + ValueTile::rowOffset(16 * k)), true);
+        multiply<T, false, true>(dv, shifted(sharedAtt, SquareTile::channels(k)), shifted(tile(DO), kLateRows +
+            ValueTile::rowOffset(16 * k)), true);
     commitProducts();
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       if constexpr (W == 0)
-        multiply<T, false, true>(dk, shifted(sharedR, SquareTile::channels(k)), shifted(queries, kLateRows + KeyTile::rowOffset(16 * k)), true);
+        multiply<T, false, true>(dk, shifted(sharedR, SquareTile::channels(k)), shifted(queries, kLateRows +
+            KeyTile::rowOffset(16 * k)), true);
       else multiply<T, true, true>(dq, shifted(sharedR, SquareTile::rowOffset(16 * k)), shifted(keys, KeyTile::rowOffset(16 * k)), true);
     }
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       if constexpr (DECAY) multiply<T, false>(dk, x[k], shifted(tile(DS), StateTile::channels(k)), true);
-      else multiply<T, false, false>(dk, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DS), StateTile::channels(k)), true);
+      else multiply<T, false, false>(dk, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DS),
+          StateTile::channels(k)), true);
     }
     commitProducts();
 
@@ -427,7 +439,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         uint32_t p[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) p[j] = pack2<T>(d[8 * k + 2 * j], d[8 * k + 2 * j + 1]);
-        storeMatrix4(ownPiece ^ (k * 32), p);
+        stmatrix4(ownPiece ^ (k * 32), p);
       }
       __syncwarp();
       const int own = 16 * warp + lane / 8, rows = at().rows - 64 * W - own;
@@ -435,7 +447,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       T* to = static_cast<T*>(result.data) + first + (64 * W + own) * result.time + lane % 8 * 8;
       uint4 words[4];
 #pragma unroll
-      for (int n = 0; n < 4; n++) words[n] = *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(own + 4 * n, lane % 8));
+      for (int n = 0; n < 4; n++) words[n] = *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(own + 4 * n,
+          lane % 8));
 #pragma unroll
       for (int n = 0; n < 4; n++, to += stride)
         if (4 * n < rows) *reinterpret_cast<uint4*>(to) = words[n];
@@ -449,7 +462,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         if (task.skip)
 #pragma unroll
           for (int j = 0; j < 16; j++) {
-            const float2 skip = *reinterpret_cast<const float2*>(note + Layout::skip + (j / 2 * 8 + t2) * 4), dy = unpack2<T>(upstream[j / 4][j % 4]);
+            const float2 skip = *reinterpret_cast<const float2*>(note + Layout::skip + (j / 2 * 8 + t2) * 4), dy =
+                unpack2<T>(upstream[j / 4][j % 4]);
             dv[2 * j] = fmaf(skip.x, dy.x, dv[2 * j]), dv[2 * j + 1] = fmaf(skip.y, dy.y, dv[2 * j + 1]);
           }
       }
@@ -466,7 +480,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       fenceProducts();
 #pragma unroll
       for (int k = 0; k < 8; k++)
-        multiply<T, false, true>(qS, shifted(queries, kOwnRows + KeyTile::channels(k)), shifted(tile(S), StateTile::rowOffset(16 * k)), k > 0);
+        multiply<T, false, true>(qS, shifted(queries, kOwnRows + KeyTile::channels(k)), shifted(tile(S), StateTile::rowOffset(16 * k)),
+            k > 0);
       commitProducts();
       waitProducts<1>();  // x is free
 #pragma unroll
@@ -541,7 +556,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           store(d + 32, result, first + 64);
           return;
         }
-        float* const to = task.parts + ((int64_t(blockIdx.x) * 2 + (flags & FROM_START ? 1 : 0)) * 2 + which) * (kSteps * kKeys) + step * kKeys + t2;
+        float* const to = task.parts + ((int64_t(blockIdx.x) * 2 + (flags & FROM_START ? 1 : 0)) * 2 + which) * (kSteps * kKeys) +
+            step * kKeys + t2;
 #pragma unroll
         for (int j = 0; j < 32; j++) *reinterpret_cast<float2*>(to + j % 2 * 8 * kKeys + j / 2 * 8) = {d[2 * j], d[2 * j + 1]};
       };

@@ -1,6 +1,7 @@
 // Scalars by step of a chunk of 128 steps of the chunk engine for Hopper, by one warp: lane i has the steps from 4 i.
 #pragma once
 #include "cuda/chunk_scan.cuh"
+#include "cuda/half_math.cuh"
 
 namespace mm::cuda::chunk_scan {
 
@@ -13,14 +14,7 @@ enum { SUM = 0, WEIGHT = 128, REST = 256, PAST = 384, FIRST = 512, SKIP = 576, T
 // A decay of exp(-110) is 0 in f32, and sums of no more than that keep the precision that their differences need.
 constexpr float kLeastHopperDecay = -110.f;
 
-// 2^x, relative error 2^-22, for what is rounded to 16 bits.
-__device__ __forceinline__ float exp2Approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-__device__ __forceinline__ float siluApproximate(float x) { return __fdividef(x, 1.f + exp2Approximate(x * -1.44269504f)); }
+__device__ __forceinline__ float siluApproximate(float x) { return __fdividef(x, 1.f + exp2Approximate(x * -kLog2e)); }
 
 // log(1 + exp(x)), relative error 2^-16
 __device__ __forceinline__ float softplusApproximate(float x) {

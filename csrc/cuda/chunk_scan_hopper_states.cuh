@@ -22,7 +22,8 @@ struct StateLayout {
 };
 
 // One box of 64 steps, to the same place of the blocks of the cluster in `mask`.
-__device__ __forceinline__ void multicastBox(uint32_t slab, const CUtensorMap& map, uint32_t barrier, int channel, int row, int head, int batch,
+__device__ __forceinline__ void multicastBox(uint32_t slab, const CUtensorMap& map, uint32_t barrier, int channel, int row, int head,
+    int batch,
                                              int mask) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, %4, %5, %6}], "
@@ -72,7 +73,8 @@ chunkStatesWgmmaKernel(const __grid_constant__ Scan s, const __grid_constant__ G
           if (half == keyPart)
             multicastBox(part + StateLayout::values, values, bar, slice * kValues, row + half * 64, head, batch, 3 << (rank & 2));
         }
-        if (DECAY) copyBulk(to + StateLayout::scalars, task.scalars + ((slot0 + chunk) * s.heads + head) * kScalarFloats, kScalarBytes, bar);
+        if (DECAY) copyBulk(to + StateLayout::scalars, task.scalars + ((slot0 + chunk) * s.heads + head) * kScalarFloats, kScalarBytes,
+            bar);
         if (++stage == stages) stage = 0, parity ^= 1;
       }
     }

@@ -100,14 +100,10 @@ int32_t backward(const MMCall* c, const Problem& problem, const Plan& p, const S
 
 bool fitsHopper(const MMCall* c, const Problem& problem) {
   const Scan& s = problem.scan;
-  // built for another architecture than sm_90a a kernel is empty; its registers tell
-  static const bool built = [] {
-    cudaFuncAttributes a{};
-    return cudaFuncGetAttributes(&a, glaOutputKernel<float>) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
-  }();
+  static const bool built = builtForHopper(glaOutputKernel<float>);
   if (!built || deviceOf(c).capability() != 90 || s.v.dtype != MM_BF16 || s.packed || !chunk_scan::fitsMma(c, problem)) return false;
   const int64_t rows = ceilDiv(s.length, kSteps) * s.batch * s.heads * kWidth;  // of the states
-  return s.n > 64 && s.p > 64 && s.p <= kWidth && s.length <= INT32_MAX - kSteps && rows <= INT32_MAX;
+  return s.n > 32 && s.p > 32 && s.p <= kWidth && s.length <= INT32_MAX - kSteps && rows <= INT32_MAX;
 }
 
 uint64_t hopperWorkspace(const MMCall* c, const Problem& problem) {

@@ -1,4 +1,4 @@
-// gla on Hopper (bf16, K and V from 72 to 128, no packed sequences): the chunk engine (chunk_scan.cuh) with wgmma.
+// gla on Hopper (bf16, K and V from 40 to 128, no packed sequences): the chunk engine (chunk_scan.cuh) with wgmma.
 //
 // A decay per channel splits between the factors of a product, exp(c_t - c_s) = exp(c_t - c_T) exp(c_T - c_s), c the sum of the
 // log-decays since the chunk's start and T its last step. So with
@@ -18,11 +18,13 @@
 // H100, B1 H16 K = V = 128, gates f32, forward / backward: 1.40 / 3.78 ms at L = 103424, 0.15 / 0.36 at L = 8192; by kernel at L = 103424
 // 0.50, 0.90 / 1.02, 0.62, 2.14, which is 2.8 to 3 TB/s of the chip's 3 but for the last, 2.6. With every chunk beyond the split, at
 // L = 32768, 0.92 / 2.8 instead of 0.47 / 1.24. By halving on mma.sync (chunk_scan_mma_channel.cuh): 2.70 / 7.53 and 0.31 / 0.77.
+// K = V = 64, padded with zeros, at L = 32768: 0.37 / 0.91, by halving 0.44 / 1.21.
 // Gradients of all chunks in parallel, from states and their gradients in memory: 4.88 ms backward at 2.9 TB/s.
 #pragma once
 #include "cuda/chunk_scan_mma_walk.cuh"
 #include "cuda/common/tma.cuh"
 #include "cuda/common/wgmma.cuh"
+#include "cuda/half_math.cuh"
 
 namespace mm::cuda::gla {
 
@@ -32,19 +34,12 @@ using chunk_scan::Scan;
 using chunk_scan::unpack2;
 
 constexpr int kSteps = 64, kWidth = 128, kThreads = 256;  // of a chunk; channels of keys and of values; of a block, two warpgroups
-constexpr float kLog2e = 1.44269504f;
 constexpr float kLeastGate = -40.f;   // a step's log-decay counts as at least that: 4e-18
 constexpr float kLeastTotal = -90.f;  // log2 of the decay of a chunk, for the split above
 
 using Rows = SlabTile<kSteps, kWidth>;    // 64 steps of q, k, v or dO
 using State = SlabTile<kWidth, kWidth>;   // transposed: (value channel, key channel)
 using Square = SlabTile<kSteps, kSteps>;  // 64 x 64 steps
-
-__device__ __forceinline__ float exp2Fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Elementwise work on a chunk: a thread has the steps 8 warp .. 8 warp + 7 of the four channels from 4 lane.
 constexpr int kOwnSteps = 8, kOwnChannels = 4;
@@ -207,7 +202,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
         if (!a) continue;
         readPiece(x, c, 4 * i + a, piece);
 #pragma unroll
-        for (int e = 0; e < 4; e++) queries[a][e] *= exp2Fast(x[e] - first[e]);
+        for (int e = 0; e < 4; e++) queries[a][e] *= exp2Approximate(x[e] - first[e]);
       }
 #pragma unroll
       for (int b = 0; b < 4; b++) {
@@ -216,7 +211,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
         readPiece(x, c, 4 * j + b, piece);
 #pragma unroll
         for (int e = 0; e < 4; e++) {
-          key[e] *= exp2Fast(first[e] - x[e]);
+          key[e] *= exp2Approximate(first[e] - x[e]);
 #pragma unroll
           for (int a = 0; a < 4; a++) acc[a][b] = fmaf(queries[a][e], key[e], acc[a][b]);
         }
@@ -243,7 +238,7 @@ __device__ __forceinline__ void sumScores(char* square, const float* c, const ch
 #pragma unroll
       for (int b = 0; b <= a; b++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) acc[a][b] = fmaf(query[e] * key[b][e], b < a ? exp2Fast(ck[a][e] - ck[b][e]) : 1.f, acc[a][b]);
+        for (int e = 0; e < 4; e++) acc[a][b] = fmaf(query[e] * key[b][e], b < a ? exp2Approximate(ck[a][e] - ck[b][e]) : 1.f, acc[a][b]);
     }
   }
 #pragma unroll

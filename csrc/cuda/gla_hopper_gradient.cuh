@@ -70,7 +70,7 @@ __device__ __forceinline__ void addPairs(Own& x, const Own& c, const char* squar
     float other[kOwnChannels], ci[kOwnChannels];
     readPiece(other, others, i, piece), readPiece(ci, all, i, piece);
 #pragma unroll
-    for (int j = 0; j < kOwnChannels; j++) other[j] *= exp2Fast(kSign * (c[kEdge][j] - ci[j]));
+    for (int j = 0; j < kOwnChannels; j++) other[j] *= exp2Approximate(kSign * (c[kEdge][j] - ci[j]));
 #pragma unroll
     for (int r = 0; r < kOwnSteps; r++) {
       const float w = weight(r, i);
@@ -81,7 +81,7 @@ __device__ __forceinline__ void addPairs(Own& x, const Own& c, const char* squar
 #pragma unroll
   for (int r = 0; r < kOwnSteps; r++)
 #pragma unroll
-    for (int j = 0; j < kOwnChannels; j++) sum[r][j] *= exp2Fast(kSign * (c[r][j] - c[kEdge][j]));
+    for (int j = 0; j < kOwnChannels; j++) sum[r][j] *= exp2Approximate(kSign * (c[r][j] - c[kEdge][j]));
 #pragma unroll 1
   for (int i = 0; i < kOwnSteps; i++) {
     float other[kOwnChannels], ci[kOwnChannels];
@@ -91,7 +91,7 @@ __device__ __forceinline__ void addPairs(Own& x, const Own& c, const char* squar
       if (QUERIES ? i > r : i < r) continue;
       const float w = weight(r, first + i);
 #pragma unroll
-      for (int j = 0; j < kOwnChannels; j++) sum[r][j] = fmaf(w * exp2Fast(kSign * (c[r][j] - ci[j])), other[j], sum[r][j]);
+      for (int j = 0; j < kOwnChannels; j++) sum[r][j] = fmaf(w * exp2Approximate(kSign * (c[r][j] - ci[j])), other[j], sum[r][j]);
     }
   }
 #pragma unroll
@@ -179,11 +179,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       __syncthreads();
       sumScores(shared + Layout::att, spareC, spareQ, spareK, s.scale);
     }
-    scaleOwn(k, [&](int r, int j) { return exp2Fast(total[j] - c[r][j]); });
-    scaleOwn(q, [&](int r, int j) { return exp2Fast(beyond ? c[r][j] : c[r][j] - total[j]) * s.scale; });
+    scaleOwn(k, [&](int r, int j) { return exp2Approximate(total[j] - c[r][j]); });
+    scaleOwn(q, [&](int r, int j) { return exp2Approximate(beyond ? c[r][j] : c[r][j] - total[j]) * s.scale; });
     if (warp == 0)
-      *reinterpret_cast<float4*>(floats(Layout::decay) + ownChannel()) = {exp2Fast(total[0]), exp2Fast(total[1]), exp2Fast(total[2]),
-                                                                          exp2Fast(total[3])};
+      *reinterpret_cast<float4*>(floats(Layout::decay) + ownChannel()) = {exp2Approximate(total[0]), exp2Approximate(total[1]), exp2Approximate(total[2]),
+                                                                          exp2Approximate(total[3])};
     fenceAsyncProxy();
     __syncthreads();
 
@@ -341,7 +341,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int r = 0; r < kOwnSteps; r++)
 #pragma unroll
-        for (int j = 0; j < kOwnChannels; j++) x[r][j] *= exp2Fast(c[r][j]) * s.scale;
+        for (int j = 0; j < kOwnChannels; j++) x[r][j] *= exp2Approximate(c[r][j]) * s.scale;
       addPairs<true>(x, c, shared + Layout::spareR, spareC, spareK, s.scale);
     }
 #pragma unroll
@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int j = 0; j < kOwnChannels; j++) {
         crossing[r][j] = x[r][j] * y[j];
-        if (!beyond) x[r][j] *= exp2Fast(c[r][j] - total[j]) * s.scale;
+        if (!beyond) x[r][j] *= exp2Approximate(c[r][j] - total[j]) * s.scale;
       }
     }
     if (g.dq.given) store(g.dq, x);
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int r = 0; r < kOwnSteps; r++)
 #pragma unroll
-        for (int j = 0; j < kOwnChannels; j++) x[r][j] *= exp2Fast(total[j] - c[r][j]);
+        for (int j = 0; j < kOwnChannels; j++) x[r][j] *= exp2Approximate(total[j] - c[r][j]);
       addPairs<false>(x, c, shared + Layout::spareR, spareC, spareQ, s.scale);
     }
 #pragma unroll
@@ -370,7 +370,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int j = 0; j < kOwnChannels; j++) {
         crossing[r][j] = fmaf(-x[r][j], y[j], crossing[r][j]);
-        if (!beyond) x[r][j] *= exp2Fast(total[j] - c[r][j]);
+        if (!beyond) x[r][j] *= exp2Approximate(total[j] - c[r][j]);
       }
     }
     if (g.dk.given) store(g.dk, x);

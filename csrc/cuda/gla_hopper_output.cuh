@@ -71,10 +71,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       sumScores(square, spare, q, k, s.scale);
       __syncthreads();
     }
-    scaleOwn(k, [&](int r, int j) { return exp2Fast(total[j] - c[r][j]); });
-    scaleOwn(q, [&](int r, int j) { return exp2Fast(beyond ? c[r][j] : c[r][j] - total[j]) * s.scale; });
+    scaleOwn(k, [&](int r, int j) { return exp2Approximate(total[j] - c[r][j]); });
+    scaleOwn(q, [&](int r, int j) { return exp2Approximate(beyond ? c[r][j] : c[r][j] - total[j]) * s.scale; });
     if (threadIdx.x < 32)
-      *reinterpret_cast<float4*>(decay + ownChannel()) = {exp2Fast(total[0]), exp2Fast(total[1]), exp2Fast(total[2]), exp2Fast(total[3])};
+      *reinterpret_cast<float4*>(decay + ownChannel()) = {exp2Approximate(total[0]), exp2Approximate(total[1]), exp2Approximate(total[2]), exp2Approximate(total[3])};
     fenceAsyncProxy();
     __syncthreads();
 

@@ -82,9 +82,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (i + 1 < at.count) load(raw, i + 1);
     stages.await(i);
     char* const tiles = shared + i % Layout::stages * Layout::stage;
-    scaleOwn(tiles + K * Rows::bytes, [&](int r, int j) { return exp2Fast(total[j] - c[r][j]); });
+    scaleOwn(tiles + K * Rows::bytes, [&](int r, int j) { return exp2Approximate(total[j] - c[r][j]); });
     if (GRADIENTS) {
-      scaleOwn(tiles + Q * Rows::bytes, [&](int r, int j) { return exp2Fast(c[r][j] + sum[j]) * s.scale; });
+      scaleOwn(tiles + Q * Rows::bytes, [&](int r, int j) { return exp2Approximate(c[r][j] + sum[j]) * s.scale; });
       const int64_t start = int64_t(at.first + i) * kSteps;
       bf16* to = task.keys + ((at.batch * s.length + start + ownStep()) * s.heads + at.head) * s.n + ownChannel();
       const int count = ownCount(s, start);
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (r < count) *reinterpret_cast<uint2*>(to) = *ownPiece(tiles + K * Rows::bytes, r);
     }
     if (threadIdx.x < 32) {
-      const float4 x = {exp2Fast(total[0]), exp2Fast(total[1]), exp2Fast(total[2]), exp2Fast(total[3])};
+      const float4 x = {exp2Approximate(total[0]), exp2Approximate(total[1]), exp2Approximate(total[2]), exp2Approximate(total[3])};
       *reinterpret_cast<float4*>(decay + ownChannel()) = x;
       const int64_t chunk = int64_t(at.batch) * walk.chunks + at.first + i;
       if (GRADIENTS) *reinterpret_cast<float4*>(task.decays + (chunk * s.heads + at.head) * kWidth + ownChannel()) = x;
@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   chunk_scan::writeTiled<kWidth>(state, walk.states + index * (kWidth * kWidth), stateRow());
   if (GRADIENTS) chunk_scan::writeTiled<kWidth>(gradient, walk.gradients + index * (kWidth * kWidth), stateRow());
   if (threadIdx.x >= 32 || ownChannel() >= s.n) return;
-  *reinterpret_cast<float4*>(walk.totals + index * s.n + ownChannel()) = {exp2Fast(sum[0]), exp2Fast(sum[1]), exp2Fast(sum[2]),
-                                                                          exp2Fast(sum[3])};
+  *reinterpret_cast<float4*>(walk.totals + index * s.n + ownChannel()) = {exp2Approximate(sum[0]), exp2Approximate(sum[1]), exp2Approximate(sum[2]),
+                                                                          exp2Approximate(sum[3])};
 #else
   __trap();
 #endif

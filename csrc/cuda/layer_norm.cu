@@ -92,7 +92,8 @@ int32_t backward(const MMCall* c) {
       const StayingBlocks blocks(c, kernel, plan, K * V, rows);
       float* partial = static_cast<float*>(c->workspace);
       const int32_t status = launchOverlapping(c, kernel, dim3(unsigned(blocks.count)), dim3(plan.threads), blocks.shared,
-          data<const T>(x), w, data<const T>(dy), dx, partial, hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n, float(attrs<Attrs>(c).eps), plan.lanes);
+          data<const T>(x), w, data<const T>(dy), dx, partial, hasOut(c, DWEIGHT), hasOut(c, DBIAS), rows, n,
+          float(attrs<Attrs>(c).eps), plan.lanes);
       return status != MM_OK ? status : addGradients(c, partial, blocks.count);
     });
   });

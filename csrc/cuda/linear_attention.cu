@@ -82,6 +82,6 @@ using Backward = Entries<describeBackward>;
 
 MM_CUDA_KERNELS(linear_attention, {"linearAttention", "mma", Forward::fits, Forward::mmaWorkspace, Forward::runMma},
                 {"linearAttention", "general", nullptr, Forward::workspace, Forward::run},
-                {"linearAttentionBackward", "wgmma", Backward::fitsHopperGradient, Backward::hopperGradientWorkspace, Backward::runHopperGradient},
+                {"linearAttentionBackward", "wgmma", Backward::fitsHopper, Backward::hopperWorkspace, Backward::runHopper},
                 {"linearAttentionBackward", "mma", Backward::fits, Backward::mmaWorkspace, Backward::runMma},
                 {"linearAttentionBackward", "general", nullptr, Backward::workspace, Backward::run})

@@ -20,6 +20,7 @@ __global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T
   __shared__ float scratch[BlockSums<R>::kFloats];
   const Team team(lanes);
   BlockSums<R> add(scratch);
+  const float share = 1.f / float(n);
   awaitEarlierKernels();
   for (int64_t first = int64_t(blockIdx.x) * team.count; first < rows; first += team.all() * R) {
     Words<T> px[R][K];
@@ -32,7 +33,7 @@ __global__ void __launch_bounds__(512, kWholeRowBlocks<K>) rmsNormKernel(const T
     squares(px, scale);
     add(scale, team);
 #pragma unroll
-    for (int r = 0; r < R; r++) scale[r] = rsqrtf(scale[r] / float(n) + eps);
+    for (int r = 0; r < R; r++) scale[r] = rsqrtf(fmaf(scale[r], share, eps));
     eachVector<V, K>(n, team, [&](int k, int j) {
       float weight[V];
       w.load<V>(j, weight);
@@ -61,7 +62,9 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
   awaitEarlierKernels();
   TeamSums<2 * R, (K > 1)> add(scratch, team);
   const int64_t apart = team.all(), step = apart * R;
-  int64_t first = int64_t(blockIdx.x) * team.count;
+  // Teams of one number have neighbouring rows, so that the last rows are spread over all blocks.
+  int64_t first = blockIdx.x;
+  const int64_t ahead = int64_t(team.index) * gridDim.x;
   Words<T> nextX[R][K], nextD[R][K];
   const auto fetch = [&](int64_t from) {
 #pragma unroll
@@ -71,12 +74,12 @@ __global__ void __launch_bounds__(kNormBackwardThreads<K>, kNormBackwardBlocks<K
       loadRow(dy + at * n, at < rows ? n : 0, team, nextD[r]);
     }
   };
-  fetch(first + team.index);
+  fetch(first + ahead);
   float weight[1][K][V], dw[K][V] = {};
   loadParameters<T>({w}, n, team, weight);
   const float share = 1.f / float(n);
   for (; first < rows; first += step) {
-    const int64_t row = first + team.index;
+    const int64_t row = first + ahead;
     Words<T> px[R][K], pd[R][K];
 #pragma unroll
     for (int r = 0; r < R; r++)

@@ -72,33 +72,38 @@ int32_t selectiveScan(const MMCall* c) {
 
 template <class T, int LANES>
 int32_t forwardInLanes(const MMCall* c) {
-  using Block = ScanLanesBlock<T, LANES, ScanWalk::forward>;
   ScanShape shape = scanShape(c, kLanesStates, attrs<Attrs>(c).deltaSoftplus);
-  shape.blocks = int32_t(ceilDiv(shape.perGroup, Block::kChannels));
+  shape.blocks = int32_t(ceilDiv(shape.perGroup, ScanLanesBlock<LANES, ScanWalk::forward>::kChannels));
   cutScan(shape, 1);
   ScanLanes v = {};
   v.in = scanInputs<T>(c, shape);
   v.out = scanOperand<T>(out(c, OUT), shape.perGroup);
   v.lastState = data<float>(out(c, LAST_STATE));
+  bool whole = v.in.shape.wholeRows;
+  for (const ScanOperand* o : {&v.in.u, &v.in.delta, &v.in.z, &v.out}) whole = whole && (!o->data || o->access == ScanAccess::steps);
+  if (!whole) return forward<T>(c);  // an address that is no multiple of 16
   return launchScanLanes<T, LANES, ScanWalk::forward>(c, v, 1);
 }
 // Warps of a multiprocessor if a channel takes one lane.
 double scanWarps(const MMCall* c) {
   return double(in(c, U).shape[0]) * double(in(c, U).shape[1]) / 32 / deviceOf(c).multiprocessors;
 }
-// Below three warps a multiprocessor, cutting the length is faster.
-int32_t fillsLanes(const MMCall* c) { return scanInLanes(c) && scanWarps(c) * 8 >= 3; }
+// With fewer than three warps a multiprocessor, cutting the length is faster, but for short ones.
+int32_t fillsLanes(const MMCall* c) {
+  const double warps = scanWarps(c) * 8;
+  return scanInLanes(c) && (warps >= 3 || (warps >= 1.5 && in(c, U).shape[2] <= 2048));
+}
 int32_t selectiveScanLanes(const MMCall* c) {
   const double warps = scanWarps(c);
-  return dispatchFloat(in(c, U).dtype, [&](auto t) -> int32_t {
+  const auto run = [&](auto t) {
     using T = decltype(t);
-    if constexpr (std::is_same_v<T, float>) return MM_ERR_KERNEL;
-    else return warps * 2 >= 12 ? forwardInLanes<T, 2>(c) : warps * 4 >= 12 ? forwardInLanes<T, 4>(c) : forwardInLanes<T, 8>(c);
-  });
+    return warps * 2 >= 12 ? forwardInLanes<T, 2>(c) : warps * 4 >= 12 ? forwardInLanes<T, 4>(c) : forwardInLanes<T, 8>(c);
+  };
+  return in(c, U).dtype == MM_BF16 ? run(bf16{}) : run(f16{});
 }
 
 }  // namespace
 }  // namespace mm::cuda
 
-MM_CUDA_KERNELS(selective_scan, {"selectiveScan", "lanes", fillsLanes, nullptr, selectiveScanLanes},
+MM_CUDA_KERNELS(selective_scan, {"selectiveScan", "lanes", fillsLanes, workspace, selectiveScanLanes},
     {"selectiveScan", "channels", nullptr, workspace, selectiveScan})

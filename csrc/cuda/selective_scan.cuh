@@ -10,6 +10,7 @@
 //
 // Where B x D leaves the device idle, the length is cut into chunks: a sweep finds each chunk's last state from a zero start and
 // its sum of steps (which gives its decay), a small kernel chains them, and the chunks run at once from their true starts.
+// 16 states in 2-byte operands have kernels of their own: selective_scan_lanes.cuh.
 #pragma once
 #include "cuda/common/mma.cuh"
 #include "cuda/half_math.cuh"
@@ -96,93 +97,89 @@ __device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("pref
 
 __device__ __forceinline__ int scanLeft(int64_t t, int64_t end, int most) { return end - t < most ? int(end - t) : most; }
 
-// Every warp reads and writes ROWS rows from row0 on; where these are the channels it works on, a warp's barrier is enough.
-// Missing channels and steps are read as zero and not written. `left` steps from t are there.
+// Every warp reads and writes the rows of its own 32 channels, so that a warp's barrier is enough. Missing channels and steps are
+// read as zero and not written. `left` steps from t are there.
 //
 // Along the channels, or element by element; calls of their own, as their registers are of no use to the others.
-template <class T, int STEPS, int ROWS>
-__device__ __noinline__ void loadScanRowsAcross(char* tile, int row0, const T* p, int64_t channel, int64_t time, bool vectors, int valid,
-    int left) {
+template <class T, int STEPS>
+__device__ __noinline__ void loadScanRowsAcross(char* tile, const T* p, int64_t channel, int64_t time, bool vectors, int valid, int left) {
   using Tile = ScanTile<T, STEPS>;
-  constexpr int E = Tile::kEach, ACROSS = ROWS / E, ALONG = ACROSS ? 32 / ACROSS : 1;
-  const int lane = threadIdx.x % 32;
-  if constexpr (ACROSS > 0 && STEPS >= ALONG)
-    if (vectors) {
-      const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
-      Pack<T, E> packs[STEPS / ALONG];
+  constexpr int E = Tile::kEach, ACROSS = 32 / E, ALONG = 32 / ACROSS;
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
+  if (vectors) {
+    const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
+    Pack<T, E> packs[STEPS / ALONG];
 #pragma unroll
-      for (int k = 0; k < STEPS / ALONG; k++) {
-        if (row < valid && k * ALONG + step < left) packs[k] = *reinterpret_cast<const Pack<T, E>*>(p + row + (k * ALONG + step) * time);
-        else
+    for (int k = 0; k < STEPS / ALONG; k++) {
+      if (row < valid && k * ALONG + step < left) packs[k] = *reinterpret_cast<const Pack<T, E>*>(p + row + (k * ALONG + step) * time);
+      else
 #pragma unroll
-          for (int i = 0; i < E; i++) packs[k].v[i] = fromFloat<T>(0.f);
-      }
-#pragma unroll
-      for (int k = 0; k < STEPS / ALONG; k++)
-#pragma unroll
-        for (int i = 0; i < E; i++) Tile::element(tile, row + i, k * ALONG + step) = packs[k].v[i];
-      return;
+        for (int i = 0; i < E; i++) packs[k].v[i] = fromFloat<T>(0.f);
     }
+#pragma unroll
+    for (int k = 0; k < STEPS / ALONG; k++)
+#pragma unroll
+      for (int i = 0; i < E; i++) Tile::element(tile, row + i, k * ALONG + step) = packs[k].v[i];
+    return;
+  }
   const bool along = time <= channel;  // lanes along the steps
 #pragma unroll 8
-  for (int i = lane; i < ROWS * STEPS; i += 32) {
-    const int row = row0 + (along ? i / STEPS : i % ROWS), step = along ? i % STEPS : i / ROWS;
+  for (int i = lane; i < 32 * STEPS; i += 32) {
+    const int row = row0 + (along ? i / STEPS : i % 32), step = along ? i % STEPS : i / 32;
     Tile::element(tile, row, step) = row < valid && step < left ? p[row * channel + step * time] : fromFloat<T>(0.f);
   }
 }
-template <class T, int STEPS, int ROWS>
-__device__ __noinline__ void storeScanRowsAcross(char* tile, int row0, T* p, int64_t channel, int64_t time, bool vectors, int valid,
-    int left) {
+template <class T, int STEPS>
+__device__ __noinline__ void storeScanRowsAcross(char* tile, T* p, int64_t channel, int64_t time, bool vectors, int valid, int left) {
   using Tile = ScanTile<T, STEPS>;
-  constexpr int E = Tile::kEach, ACROSS = ROWS / E, ALONG = ACROSS ? 32 / ACROSS : 1;
-  const int lane = threadIdx.x % 32;
-  if constexpr (ACROSS > 0 && STEPS >= ALONG)
-    if (vectors) {
-      const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
+  constexpr int E = Tile::kEach, ACROSS = 32 / E, ALONG = 32 / ACROSS;
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
+  if (vectors) {
+    const int row = row0 + lane % ACROSS * E, step = lane / ACROSS;
 #pragma unroll
-      for (int k = 0; k < STEPS / ALONG; k++) {
-        Pack<T, E> pack;
+    for (int k = 0; k < STEPS / ALONG; k++) {
+      Pack<T, E> pack;
 #pragma unroll
-        for (int i = 0; i < E; i++) pack.v[i] = Tile::element(tile, row + i, k * ALONG + step);
-        if (row < valid && k * ALONG + step < left) *reinterpret_cast<Pack<T, E>*>(p + row + (k * ALONG + step) * time) = pack;
-      }
-      return;
+      for (int i = 0; i < E; i++) pack.v[i] = Tile::element(tile, row + i, k * ALONG + step);
+      if (row < valid && k * ALONG + step < left) *reinterpret_cast<Pack<T, E>*>(p + row + (k * ALONG + step) * time) = pack;
     }
+    return;
+  }
   const bool along = time <= channel;
 #pragma unroll 8
-  for (int i = lane; i < ROWS * STEPS; i += 32) {
-    const int row = row0 + (along ? i / STEPS : i % ROWS), step = along ? i % STEPS : i / ROWS;
+  for (int i = lane; i < 32 * STEPS; i += 32) {
+    const int row = row0 + (along ? i / STEPS : i % 32), step = along ? i % STEPS : i / 32;
     if (row < valid && step < left) p[row * channel + step * time] = Tile::element(tile, row, step);
   }
 }
 
-template <class T, int STEPS, int ROWS>
-__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left, int row0) {
+template <class T, int STEPS>
+__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
   const T* p = static_cast<const T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
   // A row that ends within a piece goes element by element: nothing may be read behind the operand.
   if (v.access != ScanAccess::steps || (left < STEPS && left % E))
-    return loadScanRowsAcross<T, STEPS, ROWS>(tile, row0, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
+    return loadScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels, place.valid, left);
   const int piece = lane % P;
 #pragma unroll
-  for (int k = 0; k < ROWS * P / 32; k++) {
+  for (int k = 0; k < P; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
     const bool valid = row < place.valid && piece * E < left;
     copyAsync16(sharedAddress(tile) + swizzled<P>(row, piece), valid ? p + row * v.channel + piece * E : p, valid);
   }
 }
 
-template <class T, int STEPS, int ROWS>
-__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left, int row0) {
+template <class T, int STEPS>
+__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
   constexpr int P = ScanTile<T, STEPS>::kPieces, E = ScanTile<T, STEPS>::kEach;
-  const int lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32, row0 = threadIdx.x - lane;
   T* p = static_cast<T*>(v.data) + place.b * v.batch + place.channel * v.channel + t * v.time;
-  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS, ROWS>(tile, row0, p, v.channel, v.time,
-      v.access == ScanAccess::channels, place.valid, left);
+  if (v.access != ScanAccess::steps) return storeScanRowsAcross<T, STEPS>(tile, p, v.channel, v.time, v.access == ScanAccess::channels,
+      place.valid, left);
   const int piece = lane % P, there = left - piece * E;
 #pragma unroll
-  for (int k = 0; k < ROWS * P / 32; k++) {
+  for (int k = 0; k < P; k++) {
     const int row = row0 + k * (32 / P) + lane / P;
     if (row >= place.valid) continue;
     const Pack<T, E> pack = *reinterpret_cast<const Pack<T, E>*>(tile + swizzled<P>(row, piece));
@@ -195,24 +192,11 @@ __device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, 
   }
 }
 
-// A thread a channel: the rows of a warp's 32 channels.
-template <class T, int STEPS>
-__device__ __forceinline__ void loadScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
-  loadScanRows<T, STEPS, 32>(tile, v, place, t, left, int(threadIdx.x / 32 * 32));
-}
-template <class T, int STEPS>
-__device__ __forceinline__ void storeScanRows(char* tile, const ScanOperand& v, const ScanPlace& place, int64_t t, int left) {
-  storeScanRows<T, STEPS, 32>(tile, v, place, t, left, int(threadIdx.x / 32 * 32));
-}
-
 // Brings the lines of a later tile near; they are asked for while this one is worked on.
-__device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes, int row) {
-  if (v.access != ScanAccess::steps || row >= place.valid) return;
-  const int64_t at = place.b * v.batch + (place.channel + row) * v.channel + t * v.time;
-  prefetchLine(static_cast<const char*>(v.data) + at * elementBytes);
-}
 __device__ __forceinline__ void prefetchScanRow(const ScanOperand& v, const ScanPlace& place, int64_t t, int elementBytes) {
-  prefetchScanRow(v, place, t, elementBytes, threadIdx.x);
+  if (v.access != ScanAccess::steps || int(threadIdx.x) >= place.valid) return;
+  const int64_t at = place.b * v.batch + (place.channel + threadIdx.x) * v.channel + t * v.time;
+  prefetchLine(static_cast<const char*>(v.data) + at * elementBytes);
 }
 
 // [state][step] of B or C (B, G, N, L), read by the whole block

@@ -74,9 +74,22 @@ int32_t selectiveScanBackward(const MMCall* c) {
   return dispatchFloat(in(c, U).dtype, [&](auto t) { return backward<decltype(t)>(c); });
 }
 
+// Copies in bulk need addresses that are multiples of 16, known only now.
+uint64_t eitherWorkspace(const MMCall* c) {
+  const uint64_t halves = scanHalvesWorkspace(c), channels = workspace(c);
+  return halves > channels ? halves : channels;
+}
+int32_t halvesOrChannels(const MMCall* c) {
+  for (const int slot : {U, DELTA, B, C, Z, DOUT})
+    if (has(c, slot) && !aligned(16, data<char>(in(c, slot)))) return selectiveScanBackward(c);
+  for (const int slot : {DU, DDELTA, DZ})
+    if (hasOut(c, slot) && !aligned(16, data<char>(out(c, slot)))) return selectiveScanBackward(c);
+  return selectiveScanBackwardHalves(c);
+}
+
 }  // namespace
 }  // namespace mm::cuda
 
 MM_CUDA_KERNELS(selective_scan_backward,
-    {"selectiveScanBackward", "halves", scanInHalves, scanHalvesWorkspace, selectiveScanBackwardHalves},
+    {"selectiveScanBackward", "halves", scanInHalves, eitherWorkspace, halvesOrChannels},
     {"selectiveScanBackward", "channels", nullptr, workspace, selectiveScanBackward})

@@ -30,18 +30,17 @@ bool encodeSteps(CUtensorMap& map, const MMTensorView& v, const ScanShape& shape
   const uint64_t row = v.shape[1] > 1 ? uint64_t(channel) : 16;
   return encodeBoxes(map, v.data, v.dtype == MM_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
       {uint64_t(v.shape[2]), uint64_t(shape.perGroup), uint64_t(shape.groups), uint64_t(v.shape[0])},
-      {row, row * uint64_t(shape.perGroup), uint64_t(batch)}, {kHalvesSteps, kHalvesChannels, 1, 1}, CU_TENSOR_MAP_SWIZZLE_64B);
+      {row, row * uint64_t(shape.perGroup), uint64_t(batch)}, {kHalvesSteps, kHalvesChannels, 1, 1}, CU_TENSOR_MAP_SWIZZLE_32B);
 }
 bool encodeMaps(ScanHalvesMaps& maps, const MMCall* c, const ScanShape& shape, const float* borders) {
-  if (deviceOf(c).major < 9) return false;
   const auto optionalOut = [&](CUtensorMap& map, int slot) { return !hasOut(c, slot) || encodeSteps(map, out(c, slot), shape); };
-  const uint64_t channels = uint64_t(shape.channels), rows = uint64_t(ceilDiv(shape.length, kLanesBorder) * kLanesStates);
-  return shape.channels % 4 == 0 && encodeSteps(maps.u, in(c, U), shape) && encodeSteps(maps.delta, in(c, DELTA), shape) &&
+  const uint64_t group = uint64_t(shape.perGroup) * 4, channels = uint64_t(shape.channels) * 4,
+      rows = uint64_t(ceilDiv(shape.length, kLanesBorder) * kLanesStates);
+  return encodeSteps(maps.u, in(c, U), shape) && encodeSteps(maps.delta, in(c, DELTA), shape) &&
       encodeSteps(maps.dOut, in(c, DOUT), shape) && (!has(c, Z) || encodeSteps(maps.z, in(c, Z), shape)) && optionalOut(maps.dU, DU) &&
       optionalOut(maps.dDelta, DDELTA) && optionalOut(maps.dZ, DZ) &&
-      encodeBoxes(maps.borders, borders, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, {channels, rows, uint64_t(shape.batch), 1},
-          {channels * 4, channels * rows * 4, channels * rows * 4 * uint64_t(shape.batch)}, {kHalvesChannels, kLanesStates, 1, 1},
-          CU_TENSOR_MAP_SWIZZLE_NONE);
+      encodeBoxes(maps.borders, borders, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, {group / 4, uint64_t(shape.groups), rows, uint64_t(shape.batch)},
+          {group, channels, channels * rows}, {kHalvesChannels, 1, kLanesStates, 1}, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 
 template <class T>
@@ -57,7 +56,7 @@ int32_t backward(const MMCall* c) {
   sweep.dOut = v.dOut;
   sweep.borders = parts.borders;
   constexpr int LANES = 2;
-  sweep.in.shape.blocks = int32_t(ceilDiv(shape.perGroup, ScanLanesBlock<T, LANES, ScanWalk::sweep>::kChannels));
+  sweep.in.shape.blocks = int32_t(ceilDiv(shape.perGroup, ScanLanesBlock<LANES, ScanWalk::sweep>::kChannels));
   int32_t status;
   if (shape.chunks > 1) {
     sweep.ends = parts.ends, sweep.sums = parts.sums, sweep.back = parts.back, sweep.borderSums = parts.borderSums;
@@ -69,11 +68,8 @@ int32_t backward(const MMCall* c) {
   }
   if (status != MM_OK) return status;
   ScanHalvesMaps maps = {};
-  const bool copies = encodeMaps(maps, c, shape, parts.borders);
-  status = dispatchBool(copies, [&](auto bulk) {
-    return launch(c, selectiveScanBwdHalvesKernel<T, decltype(bulk)::value>, scanGrid(shape, shape.chunks), dim3(256),
-        ScanHalvesBlock<T>(nullptr).bytes, v, maps);
-  });
+  if (!encodeMaps(maps, c, shape, parts.borders)) return fail(c, "selectiveScanBackward: the driver refused a tensor map");
+  status = launch(c, selectiveScanBwdHalvesKernel<T>, scanGrid(shape, shape.chunks), dim3(256), ScanHalvesBlock<T>(nullptr).bytes, v, maps);
   if (status != MM_OK) return status;
   return launchScanSums<T>(c, shape, parts);
 }
@@ -81,7 +77,14 @@ int32_t backward(const MMCall* c) {
 }  // namespace
 
 int32_t scanInHalves(const MMCall* c) {
-  return scanInLanes(c) && deviceOf(c).sharedPerBlock >= ScanHalvesBlock<bf16>(nullptr).bytes;
+  const Device& device = deviceOf(c);
+  const auto& u = in(c, U);
+  const auto fits = [](const MMTensorView& t) {
+    return (t.shape[2] <= 1 || t.stride[2] == 1) && (t.shape[1] <= 1 || t.stride[1] % 8 == 0) && (t.shape[0] <= 1 || t.stride[0] % 8 == 0);
+  };
+  // dU, dDelta and dZ are laid out like u, delta and z.
+  return device.major == 9 && device.sharedPerBlock >= ScanHalvesBlock<bf16>(nullptr).bytes && tensorMapEncoder() && scanInLanes(c) &&
+      fits(in(c, DOUT)) && numel(u) > 0 && scanShape(c, kLanesStates, false).perGroup % 4 == 0;
 }
 uint64_t scanHalvesWorkspace(const MMCall* c) {
   return in(c, U).dtype == MM_BF16 ? Plan<bf16>(c, Scratch()).bytes : Plan<f16>(c, Scratch()).bytes;

@@ -1,12 +1,15 @@
-// The selective scan of 16 states in 2-byte operands, B and C varying: a channel's states lie in LANES lanes of a warp, 16 / LANES
-// each, in registers. So a batch of one fills the device without cutting the length, and larger ones have warps enough to hide
-// what they wait for.
+// The selective scan of 16 states in 2-byte operands that are dense along their steps, B and C varying: a channel's states lie in LANES
+// lanes of a warp, 16 / LANES each, in registers. So a batch of one fills the device without cutting the length (two kernels less, and
+// no second walk), and larger ones have warps enough to hide what they wait for.
 //
-// A warp owns 32 / LANES channels and takes 16 steps at a time. Its lanes share the preparation: each turns 16 / LANES steps of its
-// channel into step and d u, which go through shared memory (f32) to the channel's other lanes. B and C lie there as f32 for the
-// whole block, converted once. y is summed over the states of a lane in registers, over the lanes by a transposing reduction, which
-// leaves each lane the same steps of the channel that it prepared. What is left of a state and step: two products, the exponential,
-// two fused products. The exponentials bound it.
+// A warp owns 32 / LANES channels; each lane prepares, and in the end has the outputs of, eight steps of a channel, 16 bytes of every
+// operand, of a span of 8 LANES steps. Steps and d u go through shared memory (f32) to the channel's other lanes, and y comes back
+// there: 16 steps at a time it is summed over the states of a lane in registers, over the lanes by a transposing reduction. B and C lie
+// in shared memory as f32 for the whole block, converted once. What is left of a state and step: two products, the exponential (eight
+// cycles of a scheduler, which bounds it), two fused products.
+//
+// On an H100, bf16, gated, D 4096: 0.286 ms for B 1, L 8192 (cut into chunks: 0.479), 6.8 for B 8, L 32768 (a thread a channel: 8.4).
+// With the eight steps loaded straight into registers at 2 lanes too, 7.9: 32 bytes of 16 rows an access.
 #pragma once
 #include "cuda/selective_scan.cuh"
 
@@ -26,30 +29,22 @@ struct ScanLanes {
   float *ends, *sums, *back, *borders, *borderSums;  // as in ScanSweep
 };
 
-template <class T, int LANES, ScanWalk WALK>
+template <int LANES, ScanWalk WALK>
 struct ScanLanesBlock {
   static constexpr int kWarps = 4, kRows = 32 / LANES, kChannels = kWarps * kRows;
   static constexpr int kHeld = kLanesStates / LANES;  // states of a lane: held * LANES + part
-  static constexpr int kOwn = kScanSteps / LANES;     // steps of 16 that a lane prepares
-  static constexpr int kSteps = WALK == ScanWalk::reverse ? 32 : 64, kStages = LANES > 2 ? 2 : 1;
-  static constexpr int kProjections = WALK == ScanWalk::sweep ? 1 : 2;                    // of B and C
-  static constexpr int kStride = kSteps + 4;                                              // of their rows
-  static constexpr int kShared = WALK == ScanWalk::reverse ? 3 : 2, kShareStride = 20;    // step, d u, dy for 16 steps
-  static constexpr int kTile = kChannels * kSteps * int(sizeof(T));
-  static constexpr int kTake = kProjections * kLanesStates * kSteps / 8 / 128;            // pieces of B and C a thread converts
+  static constexpr int kSteps = WALK == ScanWalk::reverse ? 32 : 64;            // of a tile
+  static constexpr int kSpan = 8 * LANES;                                       // steps, of which a lane has eight
+  static constexpr bool kStaged = LANES < 8;                                    // u, delta, z, dOut come through shared memory
+  static constexpr int kOperands = WALK == ScanWalk::reverse ? 4 : WALK == ScanWalk::forward ? 3 : 2;
+  static constexpr int kProjections = WALK == ScanWalk::sweep ? 1 : 2;          // of B and C
+  static constexpr int kTake = kProjections * kLanesStates * kSteps / 8 / 128;  // pieces of them that a thread converts
+  static constexpr int kShared = WALK == ScanWalk::reverse ? 3 : 2;             // step; d u, then y; dy
+  static constexpr int kStride = kSteps + 4, kSpanStride = kSpan + 4;           // of rows in floats: no two start in one bank
 
-  char *u, *delta, *z, *dOut;
-  float *projections, *shared;
-  uint32_t bytes;
-
-  __host__ __device__ __forceinline__ ScanLanesBlock(char* base, bool gated) {
-    ScanShared s{base, 0};
-    u = s.take<char>(true, kStages * kTile), delta = s.take<char>(true, kStages * kTile);
-    z = s.take<char>(gated && WALK != ScanWalk::sweep, kStages * kTile), dOut = s.take<char>(WALK == ScanWalk::reverse, kStages * kTile);
-    projections = s.take<float>(true, 2 * kProjections * kLanesStates * kStride);
-    shared = s.take<float>(true, kWarps * kShared * kRows * kShareStride);
-    bytes = s.used;
-  }
+  uint4 staged[kStaged ? kOperands : 1][kStaged ? kChannels * kSteps / 8 : 1];  // rows of the tile, swizzled
+  float projections[2][kProjections][kLanesStates][kStride];
+  float shared[kWarps][kShared][kRows][kSpanStride];
 };
 
 // N 2-byte values by one load
@@ -58,14 +53,6 @@ __device__ __forceinline__ void readPacked(const char* p, float (&out)[N]) {
   using Word = std::conditional_t<N == 8, uint4, std::conditional_t<N == 4, uint2, uint32_t>>;
   const Word word = *reinterpret_cast<const Word*>(p);
   unpack(*reinterpret_cast<const Pack<T, N>*>(&word), out);
-}
-template <class T, int STEPS, int N>
-__device__ __forceinline__ void readScanPart(const char* tile, int row, int t, float (&out)[N]) {
-  readPacked<T>(tile + ScanTile<T, STEPS>::at(row, t), out);
-}
-template <class T, int STEPS, int N>
-__device__ __forceinline__ void writeScanPart(char* tile, int row, int t, const float (&in)[N]) {
-  storePacked<N>(reinterpret_cast<T*>(tile + ScanTile<T, STEPS>::at(row, t)), in);
 }
 
 // In place: raw delta to the step times log2(e), zero from `left` on; `t`: number of the first.
@@ -107,16 +94,19 @@ __device__ __forceinline__ void writeFloats(float* p, const float (&in)[N]) {
   }
 }
 
-// Eight steps of one state of B or C
+// Eight steps of one state of B or C from t on, zeros where there are none; as words, so that nothing waits for the load before the
+// values are needed.
 template <class T>
-__device__ __forceinline__ Pack<T, 8> loadScanPiece(const ScanParameter& v, const ScanShape& shape, const ScanPlace& place, int n,
-    int64_t t, int left) {
+__device__ __forceinline__ uint4 loadScanPiece(const ScanParameter& v, const ScanShape& shape, const ScanPlace& place, int n, int64_t t,
+    bool there) {
   const T* p = static_cast<const T*>(v.data) + ((place.b * shape.groups + place.group) * shape.states + n) * shape.length + t;
-  if (shape.wholeRows && left >= 8) return *reinterpret_cast<const Pack<T, 8>*>(p);
-  Pack<T, 8> pack;
-#pragma unroll
-  for (int i = 0; i < 8; i++) pack.v[i] = i < left ? p[i] : fromFloat<T>(0.f);
-  return pack;
+  uint4 piece = make_uint4(0, 0, 0, 0);
+  if (there) piece = *reinterpret_cast<const uint4*>(p);
+  return piece;
+}
+template <class T>
+__device__ __forceinline__ void unpackPiece(const uint4& piece, float (&out)[8]) {
+  unpack(*reinterpret_cast<const Pack<T, 8>*>(&piece), out);
 }
 
 // v over the lanes that differ in the bits from BIT down to LAST: the upper lane of a pair keeps the upper half.
@@ -135,14 +125,15 @@ __device__ __forceinline__ void foldSteps(const float (&v)[N], int lane, float (
 template <class T, int LANES, ScanWalk WALK>
 __global__ void __launch_bounds__(128, LANES > 4 ? 3 : 4) selectiveScanLanesKernel(const ScanLanes v) {
   extern __shared__ __align__(128) char scanShared[];
-  using Block = ScanLanesBlock<T, LANES, WALK>;
-  constexpr int STEPS = Block::kSteps, ROWS = Block::kRows, HELD = Block::kHeld, OWN = Block::kOwn, STRIDE = Block::kStride;
+  using Block = ScanLanesBlock<LANES, WALK>;
+  constexpr int STEPS = Block::kSteps, SPAN = Block::kSpan, ROWS = Block::kRows, HELD = Block::kHeld, TURNS = SPAN / kScanSteps,
+      OWN = 8 / TURNS;  // steps of 16 that a lane has the sums of
   constexpr bool FORWARD = WALK == ScanWalk::forward, REVERSE = WALK == ScanWalk::reverse;
   const ScanShape& shape = v.in.shape;
-  const Block m(scanShared, v.in.z.data);
+  Block& m = *reinterpret_cast<Block*>(scanShared);
   const ScanPlace place(shape, Block::kChannels);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = lane / ROWS, row = warp * ROWS + lane % ROWS;
-  const bool active = row < place.valid;
+  const bool active = row < place.valid, gated = v.in.z.data && WALK != ScanWalk::sweep;
   const int64_t d = place.channel + row;
   float a[HELD], s[HELD], back[HELD], sum = 0.f;
 #pragma unroll
@@ -156,123 +147,188 @@ __global__ void __launch_bounds__(128, LANES > 4 ? 3 : 4) selectiveScanLanesKern
   const float bias = v.in.bias.data && active ? v.in.bias.at(d) : 0.f, skip = v.in.d.data && active ? v.in.d.at(d) : 0.f;
   const int64_t borders = (shape.length + kLanesBorder - 1) / kLanesBorder;
 
-  const auto load = [&](int64_t t, int stage) {
-    const int left = scanLeft(t, place.end, STEPS), at = stage * Block::kTile;
-    loadScanRows<T, STEPS, ROWS>(m.u + at, v.in.u, place, t, left, warp * ROWS);
-    loadScanRows<T, STEPS, ROWS>(m.delta + at, v.in.delta, place, t, left, warp * ROWS);
-    if (REVERSE) loadScanRows<T, STEPS, ROWS>(m.dOut + at, v.dOut, place, t, left, warp * ROWS);
-    if (m.z && WALK != ScanWalk::sweep) loadScanRows<T, STEPS, ROWS>(m.z + at, v.in.z, place, t, left, warp * ROWS);
-    commitAsync();
+  // Operands come through registers, this lane's eight steps of a span, one span ahead; or, where a span is short, through tiles of
+  // the warp's rows: short pieces of many rows take too many accesses.
+  constexpr bool STAGED = Block::kStaged;
+  constexpr int PIECES = STEPS / 8;
+  const int from = STAGED ? 0 : part * 8;
+  const auto rowOf = [&](const ScanOperand& o, int64_t channel) {
+    return static_cast<const T*>(o.data) + place.b * o.batch + channel * o.channel + from;
   };
-  Pack<T, 8> pieces[Block::kTake];  // of the next tile of B and C
+  const T *const us = rowOf(v.in.u, d), *const deltas = rowOf(v.in.delta, d);
+  const T *const zs = gated ? rowOf(v.in.z, d) : nullptr, *const ups = REVERSE ? rowOf(v.dOut, d) : nullptr;
+  uint4 nextU, nextDelta, nextZ, nextUp;
+  const auto stage = [&](int k, const ScanOperand& o, int64_t t) {
+#pragma unroll
+    for (int i = 0; i < ROWS * PIECES / 32; i++) {
+      const int r = warp * ROWS + i * (32 / PIECES) + lane / PIECES, piece = lane % PIECES;
+      const bool there = r < place.valid && t + piece * 8 < place.end;
+      const T* p = rowOf(o, place.channel) + (there ? r * o.channel + t + piece * 8 : 0);
+      copyAsync16(sharedAddress(m.staged[k]) + swizzled<PIECES>(r, piece), p, there);
+    }
+  };
+  const auto take = [&](int k, int piece) {
+    return *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(m.staged[k]) + swizzled<PIECES>(row, piece));
+  };
+  const auto load = [&](int64_t t) {
+    const bool there = active && t + part * 8 < place.end;
+    nextU = nextDelta = nextZ = nextUp = make_uint4(0, 0, 0, 0);
+    if (there) nextU = *reinterpret_cast<const uint4*>(us + t);
+    if (there) nextDelta = *reinterpret_cast<const uint4*>(deltas + t);
+    if (there && gated) nextZ = *reinterpret_cast<const uint4*>(zs + t);
+    if (there && REVERSE) nextUp = *reinterpret_cast<const uint4*>(ups + t);
+  };
+  uint4 pieces[Block::kTake];  // of the next tile of B and C
   constexpr int PER_ROW = STEPS / 8, PER_PROJECTION = kLanesStates * PER_ROW;
   const auto loadProjections = [&](int64_t t) {
 #pragma unroll
     for (int k = 0; k < Block::kTake; k++) {
       const int i = k * 128 + int(threadIdx.x), from = i % PER_ROW * 8;
       pieces[k] = loadScanPiece<T>(i < PER_PROJECTION ? v.in.b : v.in.c, shape, place, i % PER_PROJECTION / PER_ROW, t + from,
-          scanLeft(t + from, place.end, 8));
+          t + from < place.end);
     }
   };
 
   loadProjections(place.begin);
-  if (Block::kStages > 1) load(place.begin, 0);
+  if (!STAGED) load(place.begin);
   int turn = 0;
-  for (int64_t t = place.begin; t < place.end; t += STEPS, turn ^= 1) {
-    const int left = scanLeft(t, place.end, STEPS), at = Block::kStages > 1 ? turn * Block::kTile : 0;
-    if (Block::kStages == 1) load(t, 0);
-    float* projections = m.projections + turn * Block::kProjections * kLanesStates * STRIDE;
+  for (int64_t tile = place.begin; tile < place.end; tile += STEPS, turn ^= 1) {
+    if constexpr (STAGED) {
+      stage(0, v.in.u, tile), stage(1, v.in.delta, tile);
+      if (gated) stage(2, v.in.z, tile);
+      if (REVERSE) stage(Block::kOperands - 1, v.dOut, tile);
+      commitAsync();
+    }
+    auto& projections = m.projections[turn];
 #pragma unroll
     for (int k = 0; k < Block::kTake; k++) {
       const int i = k * 128 + int(threadIdx.x);
       float values[8];
-      unpack(pieces[k], values);
-      writeFloats(projections + i / PER_ROW * STRIDE + i % PER_ROW * 8, values);
+      unpackPiece<T>(pieces[k], values);
+      writeFloats(projections[i / PER_PROJECTION][i % PER_PROJECTION / PER_ROW] + i % PER_ROW * 8, values);
     }
-    waitAsync<0>();
+    if (STAGED) waitAsync<0>();
     __syncthreads();  // the other half of the projections is free again once all are here
-    if (t + STEPS < place.end) {
-      loadProjections(t + STEPS);
-      if (Block::kStages > 1) load(t + STEPS, turn ^ 1);
-      else {
-        prefetchScanRow(part % 2 ? v.in.delta : v.in.u, place, t + STEPS, sizeof(T), row);
-        if (FORWARD && m.z && part == 0) prefetchScanRow(v.in.z, place, t + STEPS, sizeof(T), row);
-        if (REVERSE) prefetchScanRow(part % 2 && m.z ? v.in.z : v.dOut, place, t + STEPS, sizeof(T), row);
+    if (tile + STEPS < place.end) {
+      loadProjections(tile + STEPS);
+      if (STAGED && active) {
+        prefetchLine((part % 2 ? deltas : us) + tile + STEPS);
+        if (gated && part == 0) prefetchLine(zs + tile + STEPS);
+        if (REVERSE && part == 1) prefetchLine(ups + tile + STEPS);
       }
     }
 #pragma unroll 1
-    for (int sub = 0; sub < left; sub += kScanSteps) {
-      float u[OWN], own[OWN], gate[OWN];
-      float* shared = m.shared + (warp * Block::kShared * ROWS + lane % ROWS) * Block::kShareStride;
-      constexpr int NEXT = ROWS * Block::kShareStride;  // from step to d u to dy
-      const int first = sub + part * OWN;
-      readScanPart<T, STEPS>(m.delta + at, row, first, own);
-      readScanPart<T, STEPS>(m.u + at, row, first, u);
-      scanStepsOf<T>(own, bias, shape.softplus, first, left);
-      __syncwarp();  // all have read the last 16 steps
-      writeFloats(shared + part * OWN, own);
+    for (int span = 0; span < STEPS && tile + span < place.end; span += SPAN) {
+      const int64_t t = tile + span;
+      float(&shared)[Block::kShared][ROWS][Block::kSpanStride] = m.shared[warp];
+      float own[8], du[8];
+      if constexpr (STAGED) {
+        const int piece = span / 8 + part;
+        nextU = take(0, piece), nextDelta = take(1, piece);
+        if (gated) nextZ = take(2, piece);
+        if (REVERSE) nextUp = take(Block::kOperands - 1, piece);
+      }
+      const uint4 u = nextU, z = nextZ;
+      unpackPiece<T>(nextDelta, own);
+      unpackPiece<T>(u, du);
+      scanStepsOf<T>(own, bias, shape.softplus, part * 8, scanLeft(t, place.end, SPAN));
 #pragma unroll
-      for (int i = 0; i < OWN; i++) own[i] *= u[i] * kLn2;
-      writeFloats(shared + NEXT + part * OWN, own);
+      for (int i = 0; i < 8; i++) du[i] *= own[i] * kLn2;
+      __syncwarp();  // all have read the last span
+      writeFloats(shared[0][lane % ROWS] + part * 8, own);
+      writeFloats(shared[1][lane % ROWS] + part * 8, du);
       if (REVERSE) {
-        readScanPart<T, STEPS>(m.dOut + at, row, first, own);
-        if (m.z) {
-          readScanPart<T, STEPS>(m.z + at, row, first, gate);
+        unpackPiece<T>(nextUp, own);
+        if (gated) {
+          float gate[8];
+          unpackPiece<T>(z, gate);
 #pragma unroll
-          for (int i = 0; i < OWN; i++) own[i] *= gate[i] * sigmoidFor<T>(gate[i]);
+          for (int i = 0; i < 8; i++) own[i] *= gate[i] * sigmoidFor<T>(gate[i]);
         }
-        writeFloats(shared + 2 * NEXT + part * OWN, own);
+        writeFloats(shared[Block::kShared - 1][lane % ROWS] + part * 8, own);
       }
+      if (!STAGED) load(t + SPAN);
       __syncwarp();
-      float step[kScanSteps], du[kScanSteps], y[kScanSteps];
-      readFloats(shared, step);
-      readFloats(shared + NEXT, du);
-      if (REVERSE) readFloats(shared + 2 * NEXT, y);  // dy
-      if (FORWARD)
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) y[i] = 0.f;
-      const int64_t border = (t + sub) / kLanesBorder;
-      if (!FORWARD && v.borderSums && active && part == 0) v.borderSums[place.at(shape, border, borders, row)] = sum;
+      for (int sub = 0; sub < TURNS; sub++) {
+        float step[kScanSteps], du[kScanSteps], y[kScanSteps];
+        readFloats(shared[0][lane % ROWS] + sub * kScanSteps, step);
+        readFloats(shared[1][lane % ROWS] + sub * kScanSteps, du);
+        if (REVERSE) readFloats(shared[Block::kShared - 1][lane % ROWS] + sub * kScanSteps, y);  // dy
+        if (FORWARD)
 #pragma unroll
-      for (int j = 0; j < HELD; j++) {
-        const int n = j * LANES + part;
-        if (!FORWARD && v.borders && active)
-          v.borders[place.at(shape, border * kLanesStates + n, borders * kLanesStates, row)] = s[j];
-        float b[kScanSteps], c[kScanSteps], decay[kScanSteps];
-        readFloats(projections + n * STRIDE + sub, b);
-        if (WALK != ScanWalk::sweep) readFloats(projections + (kLanesStates + n) * STRIDE + sub, c);
+          for (int i = 0; i < kScanSteps; i++) y[i] = 0.f;
+        const int64_t border = t / kLanesBorder + sub;
+        const bool keeps = !FORWARD && v.borders && active && border < borders;
+        if (keeps && v.borderSums && part == 0) v.borderSums[place.at(shape, border, borders, row)] = sum;
 #pragma unroll
-        for (int i = 0; i < kScanSteps; i++) {
-          decay[i] = exp2Approximate(step[i] * a[j]);
-          s[j] = fmaf(decay[i], s[j], du[i] * b[i]);
-          if (FORWARD) y[i] = fmaf(c[i], s[j], y[i]);
+        for (int j = 0; j < HELD; j++) {
+          const int n = j * LANES + part;
+          if (keeps) v.borders[place.at(shape, border * kLanesStates + n, borders * kLanesStates, row)] = s[j];
+          float b[kScanSteps], c[kScanSteps], decay[kScanSteps];
+          readFloats(projections[0][n] + span + sub * kScanSteps, b);
+          if (WALK != ScanWalk::sweep) readFloats(projections[Block::kProjections - 1][n] + span + sub * kScanSteps, c);
+#pragma unroll
+          for (int i = 0; i < kScanSteps; i++) {
+            decay[i] = exp2Approximate(step[i] * a[j]);
+            s[j] = fmaf(decay[i], s[j], du[i] * b[i]);
+            if (FORWARD) y[i] = fmaf(c[i], s[j], y[i]);
+          }
+          if (REVERSE) {
+            float gradient = 0.f;
+#pragma unroll
+            for (int i = kScanSteps - 1; i >= 0; i--) gradient = fmaf(c[i], y[i], gradient) * decay[i];
+            back[j] = fmaf(exp2Approximate(sum * a[j]), gradient, back[j]);
+          }
         }
-        if (REVERSE) {
-          float gradient = 0.f;
+        if (!FORWARD)
 #pragma unroll
-          for (int i = kScanSteps - 1; i >= 0; i--) gradient = fmaf(c[i], y[i], gradient) * decay[i];
-          back[j] = fmaf(exp2Approximate(sum * a[j]), gradient, back[j]);
+          for (int i = 0; i < kScanSteps; i++) sum += step[i];
+        if (FORWARD) {
+          float sums[OWN];
+          foldSteps<16, ROWS>(y, lane, sums);
+#pragma unroll
+          for (int i = 0; i < OWN; i++) own[sub * OWN + i] = sums[i];
         }
       }
-      if (!FORWARD)
-#pragma unroll
-        for (int i = 0; i < kScanSteps; i++) sum += step[i];
       if (FORWARD) {
-        foldSteps<16, ROWS>(y, lane, own);
+        __syncwarp();  // all have read d u
 #pragma unroll
-        for (int i = 0; i < OWN; i++) own[i] = fmaf(skip, u[i], own[i]);
-        if (m.z) {
-          readScanPart<T, STEPS>(m.z + at, row, first, gate);
+        for (int sub = 0; sub < TURNS; sub++) {
+          float sums[OWN];
 #pragma unroll
-          for (int i = 0; i < OWN; i++) own[i] *= gate[i] * sigmoidFor<T>(gate[i]);
+          for (int i = 0; i < OWN; i++) sums[i] = own[sub * OWN + i];
+          writeFloats(shared[1][lane % ROWS] + sub * kScanSteps + part * OWN, sums);
         }
-        writeScanPart<T, STEPS>(m.u + at, row, first, own);
+        __syncwarp();
+        readFloats(shared[1][lane % ROWS] + part * 8, own);
+        unpackPiece<T>(STAGED ? take(0, span / 8 + part) : u, du);
+#pragma unroll
+        for (int i = 0; i < 8; i++) own[i] = fmaf(skip, du[i], own[i]);
+        if (gated) {
+          unpackPiece<T>(STAGED ? take(2, span / 8 + part) : z, du);
+#pragma unroll
+          for (int i = 0; i < 8; i++) own[i] *= du[i] * sigmoidFor<T>(du[i]);
+        }
+        const auto result = packed<T>(own);
+        const uint4 words = *reinterpret_cast<const uint4*>(&result);
+        T* to = static_cast<T*>(v.out.data) + place.b * v.out.batch + d * v.out.channel + t + part * 8;
+        if constexpr (STAGED)
+          *reinterpret_cast<uint4*>(reinterpret_cast<char*>(m.staged[0]) + swizzled<PIECES>(row, span / 8 + part)) = words;
+        else if (active && t + part * 8 < place.end) *reinterpret_cast<uint4*>(to) = words;
       }
     }
-    __syncwarp();  // rows are read whole, and the next tile comes into their place
-    if (FORWARD) {
-      storeScanRows<T, STEPS, ROWS>(m.u + at, v.out, place, t, left, warp * ROWS);
+    if constexpr (STAGED) {
       __syncwarp();
+      if (FORWARD)
+#pragma unroll
+        for (int i = 0; i < ROWS * PIECES / 32; i++) {
+          const int r = warp * ROWS + i * (32 / PIECES) + lane / PIECES, piece = lane % PIECES;
+          T* to = static_cast<T*>(v.out.data) + place.b * v.out.batch + (place.channel + r) * v.out.channel + tile + piece * 8;
+          if (r < place.valid && tile + piece * 8 < place.end) *reinterpret_cast<uint4*>(to) =
+              *reinterpret_cast<const uint4*>(reinterpret_cast<const char*>(m.staged[0]) + swizzled<PIECES>(r, piece));
+        }
+      __syncwarp();  // the next tile comes into their place
     }
   }
   if (!active) return;
@@ -291,14 +347,18 @@ __global__ void __launch_bounds__(128, LANES > 4 ? 3 : 4) selectiveScanLanesKern
 
 template <class T, int LANES, ScanWalk WALK>
 int32_t launchScanLanes(const MMCall* c, const ScanLanes& v, int64_t chunks) {
-  const uint32_t bytes = ScanLanesBlock<T, LANES, WALK>(nullptr, v.in.z.data).bytes;
-  return launch(c, selectiveScanLanesKernel<T, LANES, WALK>, scanGrid(v.in.shape, chunks), dim3(128), bytes, v);
+  return launch(c, selectiveScanLanesKernel<T, LANES, WALK>, scanGrid(v.in.shape, chunks), dim3(128),
+      sizeof(ScanLanesBlock<LANES, WALK>), v);
 }
 
-// Whether these kernels take the call.
+// Whether these kernels take the call, but for the addresses.
 inline bool scanInLanes(const MMCall* c) {
   using namespace ops::selective_scan;
-  return in(c, U).dtype != MM_F32 && in(c, A).shape[1] == kLanesStates && in(c, B).ndim > 2 && in(c, C).ndim > 2;
+  const auto fits = [](const MMTensorView& t) {
+    return (t.shape[2] <= 1 || t.stride[2] == 1) && (t.shape[1] <= 1 || t.stride[1] % 8 == 0) && (t.shape[0] <= 1 || t.stride[0] % 8 == 0);
+  };
+  return in(c, U).dtype != MM_F32 && in(c, A).shape[1] == kLanesStates && in(c, B).ndim > 2 && in(c, C).ndim > 2 &&
+      in(c, U).shape[2] % 8 == 0 && fits(in(c, U)) && fits(in(c, DELTA)) && (!has(c, Z) || fits(in(c, Z)));
 }
 
 }  // namespace mm::cuda

@@ -12,6 +12,6 @@ using Backward = chunk_scan::Entries<chunk_scan::describeGatedBackward<chunk_sca
 
 MM_CUDA_KERNELS(simple_gla, {"simpleGla", "mma", Forward::fits, Forward::mmaWorkspace, Forward::runMma},
                 {"simpleGla", "general", nullptr, Forward::workspace, Forward::run},
-                {"simpleGlaBackward", "wgmma", Backward::fitsHopperGradient, Backward::hopperGradientWorkspace, Backward::runHopperGradient},
+                {"simpleGlaBackward", "wgmma", Backward::fitsHopper, Backward::hopperWorkspace, Backward::runHopper},
                 {"simpleGlaBackward", "mma", Backward::fits, Backward::mmaWorkspace, Backward::runMma},
                 {"simpleGlaBackward", "general", nullptr, Backward::workspace, Backward::run})

@@ -52,6 +52,6 @@ using Backward = Entries<describeBackward>;
 
 MM_CUDA_KERNELS(ssd, {"ssd", "mma", Forward::fits, Forward::mmaWorkspace, Forward::runMma},
                 {"ssd", "general", nullptr, Forward::workspace, Forward::run},
-                {"ssdBackward", "wgmma", Backward::fitsHopperGradient, Backward::hopperGradientWorkspace, Backward::runHopperGradient},
+                {"ssdBackward", "wgmma", Backward::fitsHopper, Backward::hopperWorkspace, Backward::runHopper},
                 {"ssdBackward", "mma", Backward::fits, Backward::mmaWorkspace, Backward::runMma},
                 {"ssdBackward", "general", nullptr, Backward::workspace, Backward::run})

@@ -356,8 +356,16 @@ __global__ void __launch_bounds__(32 * TURNS) addPartialsKernel(const float* __r
   float sum = 0.f;
   awaitEarlierKernels();
   if (j < columns)
-#pragma unroll 8
-    for (int64_t i = turn; i < parts; i += TURNS) sum += partial[i * columns + j];
+    for (int64_t first = turn; first < parts; first += 8 * TURNS) {
+      float v[8];
+#pragma unroll
+      for (int u = 0; u < 8; u++) {
+        const int64_t i = first + u * TURNS;
+        v[u] = i < parts ? partial[i * columns + j] : 0.f;
+      }
+#pragma unroll
+      for (int u = 0; u < 8; u++) sum += v[u];
+    }
   sums[lane][turn] = sum;
   __syncthreads();
   const auto write = [&](int64_t column, float total) {

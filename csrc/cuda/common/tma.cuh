@@ -64,18 +64,14 @@ __device__ __forceinline__ void copyBulk(uint32_t to, const void* from, uint32_t
                : "memory");
 }
 // The same from shared memory, written there by this proxy's fence and a barrier; floats are added to what lies there or replace it.
-// The thread commits such copies in groups and waits for all of them: until shared memory has been read, or until they are done.
+// The thread commits such copies (commitStores) and waits until shared memory has been read (waitStoresRead) or until all is done.
 __device__ __forceinline__ void storeBulk(void* to, uint32_t from, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void addBulk(float* to, uint32_t from, uint32_t bytes) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void commitBulk() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void waitBulkRead() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ __forceinline__ void waitBulk() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// Orders what this thread did or saw done in global memory by ordinary accesses and by bulk copies.
-__device__ __forceinline__ void fenceProxies() { asm volatile("fence.proxy.async;" ::: "memory"); }
 
 __device__ __forceinline__ void prefetchMap(const CUtensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
 

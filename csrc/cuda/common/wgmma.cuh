@@ -12,6 +12,8 @@
 // A product is issued by all four warps and runs behind their back: fence, issue, commit, wait. Registers that it reads or
 // writes are not to be touched before the wait; settle() ties what is read later to that place.
 #pragma once
+#include <cuda_runtime.h>
+
 #include <cstdint>
 #include <type_traits>
 
@@ -60,6 +62,13 @@ __device__ __forceinline__ void raiseRegisters() {
 template <int N>
 __device__ __forceinline__ void lowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// Built for another architecture than sm_90a, a kernel is empty; its registers tell.
+template <class K>
+bool builtForHopper(K kernel) {
+  cudaFuncAttributes a{};
+  return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
 }
 
 // ---- tiles
