@@ -6,19 +6,21 @@
 //   loads    one warp brings k, v and q by bulk copies into rings of two tiles each, another computes the decays, and the last two own
 //            N / R key channels of the state, in f32 registers: every block sends them that part of what its chunk adds, S_c, they pass
 //            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
-//   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
+//   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state. What
+//            rounding took stays in the accumulators, decays, and is part of the block's next S_c; at a problem's end it is sent as
+//            well. So states are what f32 sums give (without decay a last state is 4e-7 off, and 2e-3 with S_c just rounded)
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
 //            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
 //            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.83, where reading and writing everything once at 3.0 TB/s takes 0.57 and
-// chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory, 1.41 against
-// 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the state's tile in
-// the outputs' warps, behind their stores, and decays not loaded ahead, 1.11 against 1.02; S_c in f32, 1.02 against 0.95; the state sent
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.78 (0.81 where the card is hot), where reading and writing everything once at 3.0 TB/s
+// takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory,
+// 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the
+// state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; S_c in f32 between blocks 0.91 against 0.83; the state sent
 // piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
-// against 0.83. What is left: the outputs wait a fifth of the time for the state, which is staged only once the tile before it is used.
-// R = 8 where that leaves fewer steps to the busiest cluster.
+// against 0.83; one walk for all roles, whose registers were spilled to memory that no cache had room for, and decays converted as they
+// were loaded, which waits for them, 0.88 against 0.78. R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
