@@ -1,6 +1,8 @@
 // The gradients of the chunk engine on Hopper: the plan of a call, and the small kernels around the big ones.
 #include "cuda/chunk_scan_hopper_backward.cuh"
 
+#include <cmath>
+
 #include "cuda/common/strided.cuh"
 
 namespace mm::cuda::chunk_scan {
@@ -152,7 +154,7 @@ Plan plan(const MMCall* c, Problem& problem, Scratch& scratch) {
   Gradient& g = problem.gradient;
   Plan p;
   Task& task = p.task;
-  task.chunks = int(ceilDiv(s.length, kSteps)), task.slices = s.p / kValues;
+  task.chunks = int(ceilDiv(s.length, kSteps)), task.slices = s.p / kValues, task.log2Scale = std::log2(s.scale);
   p.slots = int64_t(s.batch) * task.chunks;
   const int64_t virtualHeads = p.slots * task.virtualHeads(s), share = task.share(s), multiprocessors = deviceOf(c).multiprocessors;
   if (s.step.given) task.scalars = scratch.take<float>(p.slots * s.heads * kScalarFloats);

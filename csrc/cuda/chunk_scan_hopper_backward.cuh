@@ -13,13 +13,14 @@
 //
 // A gate z costs the outputs before it anew, by the forward pass (dz = dy y silu'(z)), and one kernel over the values.
 //
-// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.60 (5.46), G = 8 2.25 (4.78), H = 80, P = 64, G = 1 5.05 (13.0);
-// linearAttention 2.37 (4.94), simpleGla 2.55 (5.07); ssd with z, L = 65536 2.9 (5.69). Walks (0.96 ms of the 2.60) and, without decay,
-// gradients are bound by memory; with it the gradients are bound by the latency of the arithmetic on the triangles, of which two warps
-// on a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not kept in spilled registers,
-// simpleGla 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor are heads; walks that
-// keep pace, G = 16 2.82 to 2.69, G = 8 2.53 to 2.29, H = 80 5.89 to 5.08; one code for both warpgroups of the gradients, 2.69 to 2.60.
-// Normalisation stays with chunk_scan_mma.cuh.
+// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.59 (5.46), G = 8 2.19 (4.78), H = 80, P = 64, G = 1 4.80 (13.0);
+// linearAttention 2.39 (4.94), simpleGla 2.54 (5.07); ssd with z, L = 65536 2.9 (5.69). Walks (0.96 ms of the 2.59) and, without decay,
+// gradients are bound by memory; with it the gradients are bound by the latency of the arithmetic on the triangles, of which two warps on
+// a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not kept in spilled registers, simpleGla
+// 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor are heads; walks that keep pace, G =
+// 16 2.82 to 2.69, G = 8 2.53 to 2.29, H = 80 5.89 to 5.08; one code for both warpgroups of the gradients, 2.69 to 2.60; sums over columns
+// once for a triangle, not every 16 columns, H = 80 5.02 to 4.80. No gain: products of the shared triangle before the sums of the own one
+// (4.99, more spills), <S, dS> behind the products with S (4.83). Normalisation stays with chunk_scan_mma.cuh.
 //
 // A state lies in memory as the slab in shared memory that products read: 128 rows of 64 value channels, 128 bytes a row, pieces
 // swizzled (common/wgmma.cuh), so that a plain bulk copy brings it.
@@ -46,6 +47,7 @@ using SquareTile = SlabTile<64, 64>;
 
 struct Task {
   int chunks = 0, slices = 0;                    // chunks of a sequence, virtual heads of a head
+  float log2Scale = 0.f;                         // of q k^T
   const float* scalars = nullptr;                // (chunks of all, heads, kScalars, 128); null: no decay
   const float* skip = nullptr;                   // D as (heads, P); null: none
   void *states = nullptr, *gradients = nullptr;  // (chunks of all, virtual heads, 128, 64) before and behind every chunk

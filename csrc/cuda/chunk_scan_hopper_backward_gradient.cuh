@@ -48,19 +48,27 @@ struct GradientLayout {
 };
 static_assert(ValueTile::bytes == StateTile::bytes, "tiles of the ring");
 
-// Sums over a warp's rows of 16 columns, of which a lane has columns t, t + 1, t + 8 and t + 9.
-__device__ __forceinline__ void sumColumns(float (&x)[4], float* sums, int lane) {
-#pragma unroll
-  for (int d = 16, n = 2; n > 0; d /= 2, n /= 2) {
+// Sums over a warp's rows of 4 N columns, N 16 or 8; of the i-th 8 of them a lane has columns t and t + 1, x[2 i] and x[2 i + 1].
+template <int N>
+__device__ __forceinline__ void sumColumns(float (&x)[N], float* sums, int lane) {
+  const auto halve = [&](int d, auto half) {  // lanes d apart take a half of the columns each
+    constexpr int HALF = decltype(half)::value;
     const bool upper = lane & d;
 #pragma unroll
-    for (int i = 0; i < n; i++) {
-      const float mine = upper ? x[n + i] : x[i], other = upper ? x[i] : x[n + i];
-      x[i] = mine + __shfl_xor_sync(kAllLanes, other, d);
+    for (int i = 0; i < HALF; i++) {
+      const float low = x[i], high = x[HALF + i];
+      x[i] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, d);
     }
+  };
+  halve(16, std::integral_constant<int, N / 2>()), halve(8, std::integral_constant<int, N / 4>());
+  if constexpr (N == 16) {
+    halve(4, std::integral_constant<int, 2>());
+    *reinterpret_cast<float2*>(sums + 2 * lane) = {x[0], x[1]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++) x[i] += __shfl_xor_sync(kAllLanes, x[i], 4);
+    if ((lane & 4) == 0) *reinterpret_cast<float2*>(sums + (lane & 24) + lane % 4 * 2) = {x[0], x[1]};
   }
-  x[0] += __shfl_xor_sync(kAllLanes, x[0], 4);
-  if ((lane & 4) == 0) sums[(lane & 16) / 2 + lane % 4 * 2 + (lane & 8) / 8] = x[0];
 }
 // What a warp adds to <S, dS>: its 16 rows of both. The rows' products with themselves are the diagonal of a product of matrices.
 template <class T>
@@ -197,9 +205,6 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
   const uint32_t piece = SquareTile::offset(16 * warp + lane % 16, lane / 16), fragment = 64 * W * 128 + piece;
   const uint32_t ownPiece = base + ownSquare + piece, sharedPiece = base + Layout::shared + piece;
 
-#pragma unroll
-  for (int i = 0; i < 64; i += 32) sumOwn[i + lane] = 0.f;  // what lies beyond the diagonal stays zero
-
   float dq[64], dk[64];
 #pragma unroll 1
   for (int i = 0, noteSlot = 0;; i++, noteSlot = noteSlot == kNoteSlots - 1 ? 0 : noteSlot + 1) {
@@ -241,12 +246,13 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       if (i) syncThreads(BARRIER_FREE + W, kConsumers);  // the other warpgroup has read the squares and sums of the stage before
       float log2[2], weight[2], out[2] = {};
 #pragma unroll
-      for (int h = 0; h < 2; h++) log2[h] = scalar(LOG2, step + 8 * h) - __log2f(s.scale), weight[h] = scalar(WEIGHT, step + 8 * h);
+      for (int h = 0; h < 2; h++) log2[h] = scalar(LOG2, step + 8 * h) - task.log2Scale, weight[h] = scalar(WEIGHT, step + 8 * h);
       waitProducts<0>();
       settle(raw);
       settle(dp);
       const int ahead = t2 - row;  // the lane's first query less its first key
       float ownRaw[2] = {}, ownDp[2] = {};  // on the diagonal, which no decay crosses: the sums leave it out
+      float in[16] = {};
 #pragma unroll
       for (int k = 0; k < 4; k++) {  // 16 queries
         uint32_t r[4] = {};
@@ -254,7 +260,6 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 #pragma unroll
           for (int e = 0; e < 4; e++) att[k][e] = 0;
         } else {
-          float in[4] = {};
 #pragma unroll
           for (int j = 2 * k; j < 2 * k + 2; j++) {
             float x[4], a[4], c[4];
@@ -272,7 +277,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
               a[e] = raw[4 * j + e] * x[e], c[e] = DECAY ? b * weight[e / 2] : b;
               if constexpr (DECAY) {
                 out[e / 2] = fmaf(b, raw[4 * j + e], out[e / 2]);
-                in[j % 2 * 2 + e % 2] = fmaf(c[e], raw[4 * j + e], in[j % 2 * 2 + e % 2]);
+                in[2 * j + e % 2] = fmaf(c[e], raw[4 * j + e], in[2 * j + e % 2]);
               }
             }
             att[k][j % 2 * 2] = pack2<T>(a[0], a[1]), att[k][j % 2 * 2 + 1] = pack2<T>(a[2], a[3]);
@@ -280,10 +285,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             const int h = j % 2, e = 4 * j + 2 * h;  // the diagonal of 16 x 16 crosses these
             if (k == warp) ownRaw[h] = g8 % 2 ? raw[e + 1] : raw[e], ownDp[h] = g8 % 2 ? dp[e + 1] : dp[e];
           }
-          if (decays) sumColumns(in, sumOwn + 16 * k, lane);
         }
         stmatrix4(ownPiece ^ (k * 32), r);
       }
+      if (decays) sumColumns(in, sumOwn, lane);
       const int again = anew(lane) / 4, place = 16 * anew(warp) + again;  // the first of the lane's rows
       const bool onDiagonal = lane % 4 == again / 2;
       __syncwarp();
@@ -340,10 +345,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       waitProducts<2>();
       settle(lateRaw);
       settle(lateDp);
+      float in[8] = {};
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         uint32_t a[4], r[4];
-        float in[4] = {};
 #pragma unroll
         for (int j = 2 * k; j < 2 * k + 2; j++) {
           float2 late = {1.f, 1.f};
@@ -356,15 +361,15 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
               const float f = early[h] * (e ? late.y : late.x), b = lateDp[4 * j + 2 * h + e] * f;
               x[e] = lateRaw[4 * j + 2 * h + e] * f, c[e] = DECAY ? b * weight[h] : b;
               out[h] = fmaf(b, lateRaw[4 * j + 2 * h + e], out[h]);
-              in[j % 2 * 2 + e] = fmaf(c[e], lateRaw[4 * j + 2 * h + e], in[j % 2 * 2 + e]);
+              in[2 * j + e] = fmaf(c[e], lateRaw[4 * j + 2 * h + e], in[2 * j + e]);
             }
             a[j % 2 * 2 + h] = pack2<T>(x[0], x[1]), r[j % 2 * 2 + h] = pack2<T>(c[0], c[1]);
           }
         }
         stmatrix4(sharedPiece ^ (W * 64 + k * 32), r);
         stmatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
-        if (decays) sumColumns(in, sumShared + 32 * W + 16 * k, lane);
       }
+      if (decays) sumColumns(in, sumShared + 32 * W, lane);
       if (decays) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
