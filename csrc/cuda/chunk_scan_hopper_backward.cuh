@@ -13,14 +13,17 @@
 //
 // A gate z costs the outputs before it anew, by the forward pass (dz = dy y silu'(z)), and one kernel over the values.
 //
-// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.59 (5.46), G = 8 2.19 (4.78), H = 80, P = 64, G = 1 4.80 (13.0);
-// linearAttention 2.39 (4.94), simpleGla 2.54 (5.07); ssd with z, L = 65536 2.9 (5.69). Walks (0.96 ms of the 2.59) and, without decay,
-// gradients are bound by memory; with it the gradients are bound by the latency of the arithmetic on the triangles, of which two warps on
-// a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not kept in spilled registers, simpleGla
-// 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor are heads; walks that keep pace, G =
-// 16 2.82 to 2.69, G = 8 2.53 to 2.29, H = 80 5.89 to 5.08; one code for both warpgroups of the gradients, 2.69 to 2.60; sums over columns
-// once for a triangle, not every 16 columns, H = 80 5.02 to 4.80. No gain: products of the shared triangle before the sums of the own one
-// (4.99, more spills), <S, dS> behind the products with S (4.83). Normalisation stays with chunk_scan_mma.cuh.
+// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.56 (5.48), G = 8 2.19 (4.78), H = 80, P = 64, G = 1 4.82 (13.0);
+// linearAttention 2.32 (4.95), simpleGla 2.52 (5.12); ssd with z, L = 65536 2.73 (5.84). Walks (0.96 ms of the 2.56; 1.58 of the 4.82,
+// gradients 2.98) and, without decay, gradients are bound by memory; with it the gradients are bound by the latency of the arithmetic on
+// the triangles, of which two warps on a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not
+// kept in spilled registers, simpleGla 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor
+// are heads; walks that keep pace, G = 16 2.82 to 2.69, G = 8 2.53 to 2.29, H = 80 5.89 to 5.08; one code for both warpgroups of the
+// gradients, 2.69 to 2.60; sums over columns once for a triangle, not every 16 columns, H = 80 5.02 to 4.80. No gain: products of the
+// shared triangle before the sums of the own one (4.99, more spills), <S, dS> behind the products with S (4.83), decays of the own
+// triangle loaded ahead (5.07, more spills), R stored once for a triangle (4.95); without the branch that leaves out what lies beyond the
+// diagonal, or with products of the next stage begun early, the compiler runs out of registers and serialises the products. Normalisation
+// stays with chunk_scan_mma.cuh.
 //
 // A state lies in memory as the slab in shared memory that products read: 128 rows of 64 value channels, 128 bytes a row, pieces
 // swizzled (common/wgmma.cuh), so that a plain bulk copy brings it.
