@@ -6,19 +6,21 @@
 //   loads    one warp brings k, v and q by bulk copies into rings of two tiles each, another computes the decays, and the last two own
 //            N / R key channels of the state, in f32 registers: every block sends them that part of what its chunk adds, S_c, they pass
 //            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
-//   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state
+//   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state. What
+//            rounding took stays in the accumulators, decays, and is part of the block's next S_c; at a problem's end it is sent as
+//            well. So states are what f32 sums give (without decay a last state is 4e-7 off, and 2e-3 with S_c just rounded)
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
 //            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
 //            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.83, where reading and writing everything once at 3.0 TB/s takes 0.57 and
-// chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory, 1.41 against
-// 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the state's tile in
-// the outputs' warps, behind their stores, and decays not loaded ahead, 1.11 against 1.02; S_c in f32, 1.02 against 0.95; the state sent
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.78 (0.81 where the card is hot), where reading and writing everything once at 3.0 TB/s
+// takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory,
+// 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the
+// state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; S_c in f32 between blocks 0.91 against 0.83; the state sent
 // piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
-// against 0.83. What is left: the outputs wait a fifth of the time for the state, which is staged only once the tile before it is used.
-// R = 8 where that leaves fewer steps to the busiest cluster.
+// against 0.83; one walk for all roles, whose registers were spilled to memory that no cache had room for, and decays converted as they
+// were loaded, which waits for them, 0.88 against 0.78. R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
@@ -53,11 +55,11 @@ struct HopperTiles {
   static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes;
   static constexpr int results = parts + partBytes, resultBytes = 16 * 64;  // 16 rows of 32 channels, for every warp of the outputs
   static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
-  static constexpr int share = throughs + 4 * R, barriers = share + 32;
+  static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: a ring by turn and block
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
   // used mine.
   enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
-         DECAYS_FREE = 14, PARTS_FULL = 16, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
+         DECAYS_FREE = 14, THROUGHS_FULL = 16, PARTS_FULL = THROUGHS_FULL + throughTurns, PARTS_FREE, STATE_FULL, STATE_FREE, kBarriers };
   static constexpr int bytes = barriers + 8 * kBarriers + 1024;  // and what aligning the first tile takes
   static constexpr int owned = 128 / 8 / R;                      // groups of eight key channels of the state that a block owns
   __device__ __forceinline__ static uint32_t swizzle(int row) { return uint32_t(R == 4 ? row / 2 % 4 : row / 4 % 2) * 16; }
@@ -133,16 +135,24 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
+    for (int i = 0; i < Tiles::throughTurns; i++) initBarrier(bar(Tiles::THROUGHS_FULL + i), 1);
     initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
     initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
     fenceBarriers();
   }
   syncCluster();
 
-  HopperWalk at(s, task, *reinterpret_cast<const HopperShare*>(shared + Tiles::share));
-  const auto startOf = [&] { return (int64_t(at.step) * R + rank) * kHopperChunk; };
-  const auto decaysOf = [&] { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
-  const auto release = [&](int barrier) {
+  // Every role walks on its own, as registers that all had in common would be spilled where any of them has too few.
+  const HopperShare& mine = *reinterpret_cast<const HopperShare*>(shared + Tiles::share);
+  const auto startOf = [&](const HopperWalk& at) { return (int64_t(at.step) * R + rank) * kHopperChunk; };
+  const auto decaysOf = [&](const HopperWalk& at) { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
+  // The decays through the chunks of a turn, by block. A slot is written anew four turns later: by a block whose outputs have had the
+  // state of the next turn, for which all blocks are done with this one.
+  const auto throughsOf = [&](uint32_t turn) { return reinterpret_cast<const float*>(shared + Tiles::throughs) + turn % Tiles::throughTurns * R; };
+  const auto awaitThroughs = [&](const HopperWalk& at) {
+    waitBarrier(bar(Tiles::THROUGHS_FULL + at.turn % Tiles::throughTurns), int(at.turn / Tiles::throughTurns % 2));
+  };
+  const auto release = [&](const HopperWalk& at, int barrier) {
     __syncwarp();
     if (lane == 0) arrive(bar(barrier + at.stage()));
   };
@@ -151,8 +161,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (group == 0) {
     lowerRegisters<kHopperLoadRegisters>();
     if (warp == 0 && lane == 0) {
+      HopperWalk at(s, task, mine);
       for (; at.inside(); at.advance(s, task)) {
-        const int row = int(startOf()), share = s.share(), stage = at.stage(), parity = at.ringParity();
+        const int row = int(startOf(at)), share = s.share(), stage = at.stage(), parity = at.ringParity();
         const auto fill = [&](int full, int free, int bytes) {
           waitBarrier(bar(free + stage), parity ^ 1);
           arriveExpecting(bar(full + stage), uint32_t(bytes));
@@ -166,18 +177,23 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         copyTile<Keys>(base + Tiles::queries + stage * Keys::bytes, maps.queries, q, row, at.head / share, at.batch);
       }
     } else if (warp == 1) {
+      HopperWalk at(s, task, mine);
       HopperSteps steps;
       const auto rows = [&] {
-        const int64_t left = s.length - startOf();
+        const int64_t left = s.length - startOf(at);
         return int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
       };
-      if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+      if (at.inside()) steps.load(s, at.batch, at.head, startOf(at), rows(), at.column);
       while (at.inside()) {
-        const int stage = at.stage(), parity = at.ringParity();
+        const int stage = at.stage(), parity = at.ringParity(), slot = int(at.turn % Tiles::throughTurns);
         steps.solve(s, rows());
         const HopperScalars scalars = steps.scalars;
         at.advance(s, task);
-        if (at.inside()) steps.load(s, at.batch, at.head, startOf(), rows(), at.column);
+        if (at.inside()) steps.load(s, at.batch, at.head, startOf(at), rows(), at.column);
+        if (lane == 0) arriveExpecting(bar(Tiles::THROUGHS_FULL + slot), 4 * R);
+        if (lane < R)
+          storeInBlock(inBlock(base + Tiles::throughs + (slot * R + rank) * 4, lane), scalars.through,
+                       inBlock(bar(Tiles::THROUGHS_FULL + slot), lane));
         waitBarrier(bar(Tiles::DECAYS_FREE + stage), parity ^ 1);
         scalars.store(reinterpret_cast<float*>(shared + Tiles::decays + stage * Tiles::decayBytes));
         __syncwarp();
@@ -187,22 +203,50 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       // A lane has the parts of that lane of warps `first` and first + 1 of the state's warpgroup:
       // values p = 16 (first + m) + g (+ 8), n = 8 (rank J + j) + 2 t (+ 1)
       constexpr int J = Tiles::owned;
+      int self = lane;
+      asm volatile("" : "+r"(self));  // else the thread's index is read anew wherever it is needed
+      HopperWalk at(s, task, mine);
       const int first = 2 * (warp - 2);
       float own[2][4 * J];
       int32_t* const flags = task.flags + (cluster * R + rank) * 2 + warp - 2;
       // f(value, place in a state of the call, place among those handed over)
       const auto forOwned = [&](auto&& f) {
-        const int64_t state = (int64_t(at.batch) * s.heads + at.head) * s.stateSize();
+        int perP = s.byValue ? s.n : 1, perN = s.byValue ? 1 : s.p;
+        asm volatile("" : "+r"(perP), "+r"(perN));  // else what follows from them is kept in registers throughout
+        const int64_t state = (int64_t(at.batch) * s.heads + at.head) * s.stateSize() + int64_t(at.column + 16 * first + g) * perP +
+                              int64_t(8 * rank * J + 2 * t) * perN;
+        const int place = (rank * 2 + warp - 2) * 2 * 4 * J * 32 + self;
 #pragma unroll
         for (int m = 0; m < 2; m++)
 #pragma unroll
-          for (int i = 0; i < 4 * J; i++) {
-            const int p = at.column + 16 * (first + m) + g + i % 4 / 2 * 8, n = 8 * (rank * J + i / 4) + 2 * t + i % 2;
-            const int place = (((rank * 2 + warp - 2) * 2 + m) * 4 * J + i) * 32 + lane;
-            f(own[m][i], state + (s.byValue ? int64_t(p) * s.n + n : int64_t(n) * s.p + p), place);
-          }
+          for (int i = 0; i < 4 * J; i++)
+            f(own[m][i], state + (16 * m + i % 4 / 2 * 8) * perP + (i / 4 * 8 + i % 2) * perN, place + (m * 4 * J + i) * 32);
       };
-      const uint32_t word = (16 * first + g) * Tiles::rowBytes + Tiles::swizzle(g) + 4 * t;  // the lane's first in a slab
+      // The lane's row of four matrices of 8 x 8 in a slab; matrix i are the values from 8 (i / J) and the channels from 8 (i % J) on.
+      const uint32_t stored = base + Tiles::staged + (16 * first + self / 8 / J * 8 + self % 8) * Tiles::rowBytes +
+                              (self / 8 % J * 16 ^ Tiles::swizzle(self % 8));
+      // What S_c of block c adds to own, in words of two neighbours: word i are the values from 4 (i % J) + i / J * 2 on.
+      uint4 part[2][J / 2];
+      const auto load = [&](int c) {
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+          for (int i = 0; i < J / 2; i++)
+            part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (first + m) + self) * 16);
+      };
+      const auto wordOf = [&](int m, int i) {
+        const uint4& four = part[m][i / 4];
+        return unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
+      };
+      uint32_t round = 0;  // of parts
+      const auto awaitParts = [&] {
+        if (warp == 2 && self == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes);
+        waitBarrier(bar(Tiles::PARTS_FULL), int(round++ % 2));
+      };
+      const auto releaseParts = [&] {
+        __syncwarp();
+        if (self < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), self));
+      };
       bool begins = true;
       for (; at.inside(); begins = at.step + 1 >= at.end, at.advance(s, task)) {
         if (begins && at.step == 0) forOwned([&](float& x, int64_t place, int) { x = s.hasInitial ? s.initial[place] : 0.f; });
@@ -211,42 +255,59 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           const float* handed = task.handed + (cluster - 1) * kHopperValues * 128;
           forOwned([&](float& x, int64_t, int place) { x = __ldcg(handed + place); });
         }
-        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::PARTS_FULL), Tiles::partBytes + 4 * R);
-        waitBarrier(bar(Tiles::PARTS_FULL), at.parity());
+        const float* throughs = throughsOf(at.turn);
+        awaitThroughs(at);
+        awaitParts();
         waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
-        if (warp == 2 && lane == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
+        if (warp == 2 && self == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
-          const float through = reinterpret_cast<const float*>(shared + Tiles::throughs)[c];
-          // what S_c adds to own, in words of two neighbours: word i are the values from 4 (i % J) + i / J * 2 on
-          uint4 part[2][J / 2];
+          const float through = throughs[c];
+          load(c);
 #pragma unroll
-          for (int m = 0; m < 2; m++)
+          for (int m = 0; m < 2; m++) {
+            float(&x)[4 * J] = own[m];
 #pragma unroll
-            for (int i = 0; i < J / 2; i++)
-              part[m][i] = *reinterpret_cast<const uint4*>(shared + Tiles::parts + ((c * J / 2 + i) * 128 + 32 * (first + m) + lane) * 16);
-          char* const slab = shared + Tiles::staged + c * Tiles::slabBytes;
+            for (int k = 0; k < J / 2; k++) {
+              uint32_t words[4];
 #pragma unroll
-          for (int m = 0; m < 2; m++)
+              for (int i = 4 * k; i < 4 * k + 4; i++) words[i % 4] = pack2<T>(x[4 * (i % J) + i / J * 2], x[4 * (i % J) + i / J * 2 + 1]);
+              stmatrix4(stored + c * Tiles::slabBytes + (16 * m + 8 * k) * Tiles::rowBytes, words);
+            }
 #pragma unroll
             for (int i = 0; i < 2 * J; i++) {
-              const uint4& four = part[m][i / 4];
-              const float2 add = unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
-              float(&x)[4 * J] = own[m];
+              const float2 add = wordOf(m, i);
               const int k = 4 * (i % J) + i / J * 2;
-              *reinterpret_cast<uint32_t*>(slab + (word ^ i % J * 16) + (16 * m + i / J * 8) * Tiles::rowBytes) = pack2<T>(x[k], x[k + 1]);
               x[k] = fmaf(through, x[k], add.x), x[k + 1] = fmaf(through, x[k + 1], add.y);
             }
+          }
           fenceAsyncProxy();
           __syncwarp();
-          if (lane == 0) {
+          if (self == 0) {
             const uint32_t rows = 16 * first * Tiles::rowBytes;
-            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), sharedAddress(slab) + rows, 32 * Tiles::rowBytes,
-                        inBlock(bar(Tiles::STATE_FULL), c));
+            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), base + Tiles::staged + c * Tiles::slabBytes + rows,
+                        32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
           }
         }
-        __syncwarp();
-        if (lane < R) arriveInBlock(inBlock(bar(Tiles::PARTS_FREE), lane));
+        releaseParts();
+        if (at.step + 1 == at.end) {  // and what rounding took from the last S_c
+          awaitParts();
+          float through = 1.f;
+#pragma unroll 1
+          for (int c = R - 1; c >= 0; c--) {
+            load(c);
+#pragma unroll
+            for (int m = 0; m < 2; m++)
+#pragma unroll
+              for (int i = 0; i < 2 * J; i++) {
+                const float2 add = wordOf(m, i);
+                const int k = 4 * (i % J) + i / J * 2;
+                own[m][k] = fmaf(through, add.x, own[m][k]), own[m][k + 1] = fmaf(through, add.y, own[m][k + 1]);
+              }
+            through *= throughs[c];
+          }
+          releaseParts();
+        }
         if (at.step + 1 == task.steps && s.final) forOwned([&](float& x, int64_t place, int) { s.final[place] = x; });
         else if (at.step + 1 == at.end) {
           float* handed = task.handed + cluster * kHopperValues * 128;
@@ -258,9 +319,31 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   } else if (group == 1) {
     raiseRegisters<kHopperStateRegisters>();
     constexpr int J = Tiles::owned;
-    for (; at.inside(); at.advance(s, task)) {
+    HopperWalk at(s, task, mine);
+    uint32_t round = 0;  // of parts
+    // Sends word(from) = two neighbours of S_c from `from` on to who owns them.
+    const auto send = [&](auto&& word) {
+      waitBarrier(bar(Tiles::PARTS_FREE), int(round++ % 2) ^ 1);
+#pragma unroll
+      for (int r = 0; r < R; r++) {
+        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J / 2 * 128 + thread) * 16;
+        const uint32_t full = inBlock(bar(Tiles::PARTS_FULL), r);
+#pragma unroll
+        for (int i = 0; i < J / 2; i++) {
+          uint32_t words[4];
+#pragma unroll
+          for (int k = 0; k < 4; k++) words[k] = word(4 * (r * J + (4 * i + k) % J) + (4 * i + k) / J * 2);
+          storeInBlock(parts + i * 128 * 16, words, full);
+        }
+      }
+    };
+    float sum[64];  // S_c, and between the steps what rounding took from it, which the next S_c gets
+#pragma unroll
+    for (int i = 0; i < 64; i++) sum[i] = 0.f;
+    bool begins = true;
+    for (; at.inside(); begins = at.step + 1 >= at.end, at.advance(s, task)) {
       const int stage = at.stage();
-      const float* decays = decaysOf();
+      const float* decays = decaysOf(at);
       waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
       waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
       uint32_t a[8][4];
@@ -278,40 +361,35 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           }
         }
       }
-      const float through = decays[THROUGH];
+      awaitThroughs(at);
+      float since = 1.f;  // the decay since this block's last chunk
+#pragma unroll
+      for (int c = 0; c < R; c++) since *= throughsOf(c > rank && !begins ? at.turn - 1 : at.turn)[c];
+      if (since != 1.f)
+#pragma unroll
+        for (int i = 0; i < 64; i++) sum[i] *= since;
       waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
-      float sum[64];
       const uint64_t keys = tileDescriptor(base + Tiles::keys + stage * Keys::bytes, Keys::slabBytes);
       fenceProducts();
 #pragma unroll
-      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0);
+      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0 || !begins);
       commitProducts();
-      release(Tiles::VALUES_FREE), release(Tiles::DECAYS_FREE);
+      release(at, Tiles::VALUES_FREE), release(at, Tiles::DECAYS_FREE);
       waitProducts<0>();
       settle(sum);
-      release(Tiles::KEYS_FREE);
+      release(at, Tiles::KEYS_FREE);
 
-      waitBarrier(bar(Tiles::PARTS_FREE), at.parity() ^ 1);
-#pragma unroll
-      for (int r = 0; r < R; r++) {
-        const uint32_t parts = inBlock(base + Tiles::parts, r) + (rank * J / 2 * 128 + thread) * 16;
-        const uint32_t full = inBlock(bar(Tiles::PARTS_FULL), r);
-#pragma unroll
-        for (int i = 0; i < J / 2; i++) {
-          uint32_t words[4];
-#pragma unroll
-          for (int k = 0; k < 4; k++) {
-            const int from = 4 * (r * J + (4 * i + k) % J) + (4 * i + k) / J * 2;
-            words[k] = pack2<T>(sum[from], sum[from + 1]);
-          }
-          storeInBlock(parts + i * 128 * 16, words, full);
-        }
-      }
-      if (thread < R)
-        storeInBlock(inBlock(base + Tiles::throughs, thread) + rank * 4, through, inBlock(bar(Tiles::PARTS_FULL), thread));
+      send([&](int from) {
+        const uint32_t word = pack2<T>(sum[from], sum[from + 1]);
+        const float2 sent = unpack2<T>(word);
+        sum[from] -= sent.x, sum[from + 1] -= sent.y;
+        return word;
+      });
+      if (at.step + 1 == at.end) send([&](int from) { return pack2<T>(sum[from], sum[from + 1]); });
     }
   } else {
     raiseRegisters<kHopperOutputRegisters>();
+    HopperWalk at(s, task, mine);
     // The code is one for both halves and for all blocks of 64 keys, as instructions have to come from a cache too.
     // The half of the chunk's queries: the second one is more work, so the two warpgroups take turns at it.
     const auto halfOf = [&] { return (group + int(at.turn)) % 2; };
@@ -337,8 +415,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int stage = at.stage(), half = halfOf();
       const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
       const char* const valueTile = shared + Tiles::values + stage * Values::bytes;
-      const float* decays = decaysOf();
-      const int64_t start = startOf();
+      const float* decays = decaysOf(at);
+      const int64_t start = startOf(at);
       waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
       waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
       waitProducts<0>();
@@ -363,7 +441,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int block = 0;; block++) {
         const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
         const float* of = decays + block * 64 + 2 * t;
-        if (block == half) release(Tiles::KEYS_FREE);
+        if (block == half) release(at, Tiles::KEYS_FREE);
         uint32_t a[4][4];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -413,7 +491,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       }
       waitProducts<0>();
       settle(y);
-      release(Tiles::VALUES_FREE);
+      release(at, Tiles::VALUES_FREE);
       waitBarrier(bar(Tiles::STATE_FULL), at.parity());
       fenceProducts();
 #pragma unroll

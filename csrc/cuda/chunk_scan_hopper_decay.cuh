@@ -33,35 +33,32 @@ struct HopperScalars {
   }
 };
 
+// An element as it lies in memory, and its value: what is loaded ahead must not be touched before it is needed.
+__device__ __forceinline__ uint32_t bitsOf(const void* data, int dtype, int64_t i) {
+  return dtype == MM_F32 ? static_cast<const uint32_t*>(data)[i] : static_cast<const uint16_t*>(data)[i];
+}
+__device__ __forceinline__ float valueOf(uint32_t bits, int dtype) {
+  return dtype == MM_F32 ? __uint_as_float(bits) : dtype == MM_BF16 ? __uint_as_float(bits << 16) : toFloat(__ushort_as_half(uint16_t(bits)));
+}
+
 struct HopperSteps {
-  float raw[4], skip[2], rate, bias;
+  uint32_t raw[4], skip[2], rate, bias;  // bits
   HopperScalars scalars;
 
-  template <class U>
-  __device__ __forceinline__ void loadAs(const Operand& o, int64_t base, int rows) {
-    const U* x = static_cast<const U*>(o.data) + base;
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      const int i = threadIdx.x % 32 * 4 + e;
-      raw[e] = i < rows ? toFloat(x[i * o.time]) : 0.f;
-    }
-  }
   // Starts to load what solve() needs, rows before `rows`.
   __device__ __forceinline__ void load(const Scan& s, int batch, int head, int64_t start, int rows, int column) {
     const int64_t base = batch * s.step.batch + start * s.step.time + head * s.step.head;
 #pragma unroll
-    for (int e = 0; e < 4; e++) raw[e] = 0.f;
-    if (s.step.given) {
-      if (s.step.dtype == MM_F32) loadAs<float>(s.step, base, rows);
-      else if (s.step.dtype == MM_BF16) loadAs<bf16>(s.step, base, rows);
-      else loadAs<f16>(s.step, base, rows);
+    for (int e = 0; e < 4; e++) {
+      const int i = threadIdx.x % 32 * 4 + e;
+      raw[e] = s.step.given && i < rows ? bitsOf(s.step.data, s.step.dtype, base + i * s.step.time) : 0;
     }
-    rate = s.rate.given ? element(s.rate.data, s.rate.dtype, head) : 0.f;
-    bias = s.bias.given ? element(s.bias.data, s.bias.dtype, head) : 0.f;
+    rate = s.rate.given ? bitsOf(s.rate.data, s.rate.dtype, head) : 0;
+    bias = s.bias.given ? bitsOf(s.bias.data, s.bias.dtype, head) : 0;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int p = column + threadIdx.x % 32 * 2 + i;
-      skip[i] = s.skip.given ? element(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head) : 0.f;
+      skip[i] = s.skip.given ? bitsOf(s.skip.data, s.skip.dtype, s.skip.wide ? int64_t(head) * s.p + p : head) : 0;
     }
   }
   __device__ __forceinline__ void solve(const Scan& s, int rows) {
@@ -71,12 +68,12 @@ struct HopperSteps {
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       const bool inside = lane * 4 + e < rows;
-      float decay = raw[e];
+      float decay = valueOf(raw[e], s.step.dtype);
       w[e] = 1.f;
       if (s.rate.given) {
-        const float x = raw[e] + bias;
+        const float x = decay + valueOf(bias, s.bias.dtype);
         w[e] = s.softplus ? softplusApproximate(x) : x;
-        decay = w[e] * rate;
+        decay = w[e] * valueOf(rate, s.rate.dtype);
       }
       if (!inside) w[e] = decay = 0.f;
       sum += double(decay < kLeastHopperDecay ? kLeastHopperDecay : decay);
@@ -93,7 +90,7 @@ struct HopperSteps {
       scalars.past[e] = exp2Approximate(scalars.sum[e]) * s.scale;
     }
     scalars.through = exp2Approximate(float(total * kLog2e));
-    scalars.skip[0] = skip[0], scalars.skip[1] = skip[1];
+    scalars.skip[0] = valueOf(skip[0], s.skip.dtype), scalars.skip[1] = valueOf(skip[1], s.skip.dtype);
   }
 };
 
