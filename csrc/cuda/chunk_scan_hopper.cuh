@@ -14,13 +14,17 @@
 //            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.78 (0.81 where the card is hot), where reading and writing everything once at 3.0 TB/s
-// takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory,
-// 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the
-// state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; S_c in f32 between blocks 0.91 against 0.83; the state sent
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.82 under lasting load, which the card's power binds (0.74 before it does), where
+// reading and writing everything once at 3.0 TB/s takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to
+// the cluster, and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache
+// holds, 1.33 against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent
 // piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
-// against 0.83; one walk for all roles, whose registers were spilled to memory that no cache had room for, and decays converted as they
-// were loaded, which waits for them, 0.88 against 0.78. R = 8 where that leaves fewer steps to the busiest cluster.
+// against 0.83; S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled
+// to memory that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile
+// staged before the last one is used, or two tiles of it, 0.84 against 0.82; weights of the first 64 keys by way of c_63, more code,
+// 0.88 against 0.83; y's second half packed while its first is stored, 0.89 against 0.81.
+// What is left: a warp of the outputs issues in 16 % of its cycles and waits in 15 for shared memory and ex2, in 14 for its own results,
+// in 13 for its turn, in 9 for instructions, in 5 for the state. R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
