@@ -5,20 +5,10 @@
 // takes a piece of a row, U vectors of 16 bytes a thread, all loads first: 32 to 96 bytes under way a thread. Where an address
 // or a stride does not suit vectors, or the long axis is not dense, the same goes element by element.
 #pragma once
+#include "cuda/common/approximate.cuh"
 #include "cuda/common/rows.cuh"
 
 namespace mm::cuda {
-
-__device__ __forceinline__ float exp2Approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float reciprocal(float x) {  // 1 ulp; 0 for results below 2^-126
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // Exponentials: within 2 ulp where T is f32, and good to 16-bit results else.
 template <class T>
@@ -31,17 +21,17 @@ __device__ __forceinline__ float expFor(float x) {
 template <class T>
 __device__ __forceinline__ void sigmoids(float x, float& s, float& rest) {
   if constexpr (!std::is_same_v<T, float>) {
-    s = reciprocal(1.f + expFor<T>(-x));
+    s = reciprocalApproximate(1.f + expFor<T>(-x));
     rest = 1.f - s;
     return;
   }
-  const float e = expFor<T>(-fabsf(x)), r = reciprocal(1.f + e), small = e * r;
+  const float e = expFor<T>(-fabsf(x)), r = reciprocalApproximate(1.f + e), small = e * r;
   s = x >= 0.f ? r : small;
   rest = x >= 0.f ? small : r;
 }
 template <class T>
 __device__ __forceinline__ float sigmoidOf(float x) {
-  return reciprocal(1.f + expFor<T>(-x));
+  return reciprocalApproximate(1.f + expFor<T>(-x));
 }
 
 // Phi(x) and exp(-x^2 / 2). For 16-bit results erfc by Abramowitz & Stegun 7.1.26 (error 1.5e-7), which needs the exponential
@@ -52,7 +42,7 @@ __device__ __forceinline__ void normalCdf(float x, float& cdf, float& bell) {
   if constexpr (std::is_same_v<T, float>) {
     cdf = 0.5f + 0.5f * erff(x * 0.707106781f);
   } else {
-    const float t = reciprocal(fmaf(0.3275911f * 0.707106781f, fabsf(x), 1.f));
+    const float t = reciprocalApproximate(fmaf(0.3275911f * 0.707106781f, fabsf(x), 1.f));
     float p = fmaf(t, 1.061405429f, -1.453152027f);
     p = fmaf(p, t, 1.421413741f);
     p = fmaf(p, t, -0.284496736f);

@@ -9,6 +9,7 @@
 // A block works on a tile of rows of one sequence and one head. Packed sequences have unknown lengths, so a launch has
 // rows / tile + sequences slots for tiles: sequence s owns the slots from cu[s] / tile + s on, always enough for its rows.
 #pragma once
+#include "cuda/common/approximate.cuh"
 #include "cuda/common/mma.cuh"
 #include "cuda/kernel.cuh"
 
@@ -176,13 +177,6 @@ __device__ __forceinline__ void storeRows(const char* tile, int row, T* global, 
     if (piece * 8 < dim)
       *reinterpret_cast<uint4*>(global + r * stride + piece * 8) = *reinterpret_cast<const uint4*>(tile + swizzled<PIECES>(row + r, piece));
   }
-}
-
-// 2^x, relative error 2^-22, for results that are rounded to 16 bits.
-__device__ __forceinline__ float exp2Fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 // ---- operands of a forward call, whichever op it is of

@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(KeyGradientTile<D>::threads, 256 / KeyGradient
         for (int m = 0; m < MT; m++)
 #pragma unroll
           for (int e = 0; e < 4; e++) {
-            w[m][n][e] = exp2Fast(fmaf(w[m][n][e], p.scaleLog2, e % 2 ? -lse2.y : -lse2.x));
+            w[m][n][e] = exp2Approximate(fmaf(w[m][n][e], p.scaleLog2, e % 2 ? -lse2.y : -lse2.x));
             if constexpr (DK) dP[m][n][e] = w[m][n][e] * (dP[m][n][e] - (e % 2 ? delta.y : delta.x));
           }
       }
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(128, 2) attentionQueryGradientMmaKernel(Attent
         for (int n = 2 * i; n < 2 * i + 2; n++)
 #pragma unroll
           for (int e = 0; e < 4; e++)
-            dP[m][n][e] = exp2Fast(fmaf(w[m][n][e], p.scaleLog2, -lse2[m][e / 2])) * (dP[m][n][e] - delta[m][e / 2]);
+            dP[m][n][e] = exp2Approximate(fmaf(w[m][n][e], p.scaleLog2, -lse2[m][e / 2])) * (dP[m][n][e] - delta[m][e / 2]);
         packFragment<T>(slopes[m], dP[m][2 * i], dP[m][2 * i + 1]);
       }
       addRows<T, D, MT>(dQ, slopes, kTile, i * 16, lanesA);

@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
       const float4 x2 = stat[n * 4];  // lse2 and delta of two queries
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -x2.x));
-        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -x2.z));
+        w[4 * n + 2 * h] = exp2Approximate(fmaf(w[4 * n + 2 * h], p.scaleLog2, -x2.x));
+        w[4 * n + 2 * h + 1] = exp2Approximate(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -x2.z));
       }
     }
 #pragma unroll
@@ -329,7 +329,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     const int key = keys.begin + step * KEYS;
     if (late.begin > key || early.end < key + KEYS) maskScores<KEYS>(w, p, s, query + warp * 16 + lane / 4, key, lane);
 #pragma unroll
-    for (int i = 0; i < KEYS / 2; i++) w[i] = exp2Fast(fmaf(w[i], p.scaleLog2, -lse2[i / 2 % 2]));
+    for (int i = 0; i < KEYS / 2; i++) w[i] = exp2Approximate(fmaf(w[i], p.scaleLog2, -lse2[i / 2 % 2]));
     holdBeforeWait(p.dim < 0);
     waitProducts<0>();
     settle(dP);

@@ -28,7 +28,8 @@
 // Tried on an H100, TFLOP/s of this kernel at L = 32768, H = 16, Hk = 8, D = 128, causal; the seven products 497: one warp that adds dQ
 // 427, two in turns 570; nothing between the products 549, with the above 587; half of the heads ascending 354, the cache overflows.
 // L = 103424: blocks that may run away from each other 387 to 533, see kOrderedLead 549 to 591. L = 2048: heads of a group in one block
-// 263, apart 391.
+// 263, apart 391. dP^T from -delta on, not subtracted from it (whole backward, turn about): 2048 -0.3 %, 8192 +2, 32768 584 to 602,
+// 103424 566 to 597.
 #pragma once
 #include "cuda/attention_hopper.cuh"
 
@@ -55,7 +56,7 @@ struct TicketOrder {
 template <class T>
 struct OrderedOperands {
   HeadView<T> dK, dV;
-  const float *lse2, *delta;  // (B, H, tiles * 64): +inf and 0 behind the last query
+  const float *lse2, *delta;  // (B, H, tiles * 64): +inf and 0 behind the last query; delta negated
   float* dQ;                  // (B, H, tiles) sums
   float4* keys;               // (B, Hk, slots) sums of dK and dV over heads of a group that are streams of their own
   int *turns, *ticket;        // (B, H, tiles) added to dQ so far; the next ticket
@@ -142,7 +143,7 @@ __device__ __forceinline__ void storePieces(float4* to, const float (&d)[R]) {
   for (int i = 0; i < R / 4; i++) to[i * 128 * kOrderedConsumers] = {d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]};
 }
 
-// First pass: lse2 and delta of every row, eight lanes a row, and counters and ticket zeroed.
+// First pass: lse2 and -delta of every row, eight lanes a row, and counters and ticket zeroed.
 struct OrderedRows {
   HeadView<const char> o, dO;  // of 16-bit elements, strides in elements
   const float *lse, *dLse;
@@ -175,7 +176,7 @@ __global__ void __launch_bounds__(256) attentionOrderedRowsKernel(AttentionProbl
   if (b < p.sequences && lane == 0) {
     const int64_t head = int64_t(b) * p.heads + h, from = head * p.queries + l, to = head * x.rows + l;
     const float lse = l < p.queries ? x.lse[from] : -INFINITY;
-    x.delta[to] = l < p.queries && x.dLse ? sum - x.dLse[from] : sum;
+    x.delta[to] = l < p.queries && x.dLse ? x.dLse[from] - sum : -sum;
     x.lse2[to] = lse == -INFINITY ? INFINITY : lse * kLog2e;
   }
 }
@@ -325,6 +326,12 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
   const auto compute = [&](int step) {
     const float2* lse2s = reinterpret_cast<const float2*>(shared + Layout::lse2 + ring.stage * Layout::stat) + lane % 4;
     const float2* deltas = reinterpret_cast<const float2*>(shared + Layout::delta + ring.stage * Layout::stat) + lane % 4;
+    waitBarrier(dOFull + 8 * ring.stage, ring.parity);
+#pragma unroll
+    for (int n = 0; n < QUERIES / 8; n++) {  // dP^T starts from -delta
+      const float2 delta = deltas[n * 4];
+      dP[4 * n] = dP[4 * n + 2] = delta.x, dP[4 * n + 1] = dP[4 * n + 3] = delta.y;
+    }
     waitProducts<0>();
     settle(w);
     const int low = walk.tile * QUERIES + offset, high = low + QUERIES - 1;  // key positions of the queries
@@ -344,17 +351,15 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     float2 lse2[QUERIES / 8];
 #pragma unroll
     for (int n = 0; n < 2; n++) lse2[n] = lse2s[n * 4];
-    waitBarrier(dOFull + 8 * ring.stage, ring.parity);
     fenceProducts();
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n++) {
-      if (n == 0) multiplyNew<T, false, false>(dP, vA, dOStage);
-      else multiply<T, false, false>(dP, shifted(vA, Keys::channels(n)), shifted(dOStage, Queries::channels(n)), true);
+      multiply<T, false, false>(dP, shifted(vA, Keys::channels(n)), shifted(dOStage, Queries::channels(n)), true);
       if (n + 2 < QUERIES / 8) lse2[n + 2] = lse2s[(n + 2) * 4];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        w[4 * n + 2 * h] = exp2Fast(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2[n].x));
-        w[4 * n + 2 * h + 1] = exp2Fast(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2[n].y));
+        w[4 * n + 2 * h] = exp2Approximate(fmaf(w[4 * n + 2 * h], p.scaleLog2, -lse2[n].x));
+        w[4 * n + 2 * h + 1] = exp2Approximate(fmaf(w[4 * n + 2 * h + 1], p.scaleLog2, -lse2[n].y));
       }
     }
     commitProducts();
@@ -367,14 +372,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     waitProducts<1>();
     settle(dP);
 #pragma unroll
-    for (int n = 0; n < QUERIES / 8; n++) {
-      const float2 delta = deltas[n * 4];
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        dP[4 * n + 2 * h] = w[4 * n + 2 * h] * (dP[4 * n + 2 * h] - delta.x);
-        dP[4 * n + 2 * h + 1] = w[4 * n + 2 * h + 1] * (dP[4 * n + 2 * h + 1] - delta.y);
-      }
-    }
+    for (int i = 0; i < QUERIES / 2; i++) dP[i] *= w[i];
 #pragma unroll
     for (int k = 0; k < QUERIES / 16; k++) packStep<T>(slopes[k], dP, k);
     const uint32_t made = step % SLOPES;

@@ -112,7 +112,7 @@ struct Softmax {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const float next = fmaxf(top[m][h], largest[m][h]);
-        const float factor = top[m][h] == -INFINITY ? 0.f : exp2Fast((top[m][h] - next) * scaleLog2);
+        const float factor = top[m][h] == -INFINITY ? 0.f : exp2Approximate((top[m][h] - next) * scaleLog2);
         top[m][h] = next;
         total[m][h] *= factor;
 #pragma unroll
@@ -127,7 +127,7 @@ struct Softmax {
       const float base = top[m][h] == -INFINITY ? 0.f : top[m][h] * scaleLog2;
 #pragma unroll
       for (int e = 0; e < 2; e++) {
-        s[h * 2 + e] = exp2Fast(fmaf(s[h * 2 + e], scaleLog2, -base));
+        s[h * 2 + e] = exp2Approximate(fmaf(s[h * 2 + e], scaleLog2, -base));
         total[m][h] += s[h * 2 + e];
       }
     }

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(128 * (GROUPS + 1), GROUPS == 1 ? 2 : 1)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const float higher = fmaxf(top[h], largest[h]);
-        factor[h] = top[h] == -INFINITY ? 0.f : exp2Fast((top[h] - higher) * p.scaleLog2);
+        factor[h] = top[h] == -INFINITY ? 0.f : exp2Approximate((top[h] - higher) * p.scaleLog2);
         top[h] = higher;
         total[h] *= factor[h];
       }
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(128 * (GROUPS + 1), GROUPS == 1 ? 2 : 1)
     const float floor[2] = {top[0] == -INFINITY ? 0.f : top[0] * p.scaleLog2, top[1] == -INFINITY ? 0.f : top[1] * p.scaleLog2};
 #pragma unroll
     for (int i = 0; i < KEYS / 2; i++) {
-      w[i] = exp2Fast(fmaf(w[i], p.scaleLog2, -floor[i / 2 % 2]));
+      w[i] = exp2Approximate(fmaf(w[i], p.scaleLog2, -floor[i / 2 % 2]));
       total[i / 2 % 2] += w[i];
     }
   };

@@ -121,7 +121,7 @@ int32_t launchLines(const MMCall* c, const Plan& plan, const Conv<T>& v, ConvGra
   return dispatchBool(v.silu, [&](auto silu) {
     return launchOverlapping(c, causalConv1dLinesBwdKernel<T, W, U, kConvLinesBlocks, decltype(silu)::value, WHOLE>,
         convGrid((count * lines.parts) << lines.teamShift, kConvLinesBwdThreads), dim3(kConvLinesBwdThreads), 0, v, to,
-        unsigned(lines.parts), unsigned(count), lines.shift, lines.teamShift);
+        unsigned(lines.parts), unsigned(count), lines.shift, lines.teamShift, 4 * unsigned(deviceOf(c).multiprocessors));
   });
 }
 

@@ -11,10 +11,19 @@
 // dq, dk and dv. With chunks of 128 steps a state is as large as the values of its chunk, half as much as in chunk_scan_mma.cuh, and
 // the products within a chunk are still fewer than those with the states.
 //
-// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.94 (5.48), G = 8 2.60 (4.88), H = 80, P = 64, G = 1 5.97 (12.8);
-// linearAttention 2.49 (4.94), simpleGla 2.87 (5.10). The walks are bound by memory, and without decay so are the gradients; with it they
-// are bound by the latency of the arithmetic on the triangles, of which two warps on a scheduler hide little. z and normalisation stay
-// with chunk_scan_mma.cuh.
+// A gate z costs the outputs before it anew, by the forward pass (dz = dy y silu'(z)), and one kernel over the values.
+//
+// On an H100 at L = 103424, ms (mma.sync): ssd H = 16, P = 128, G = 16 2.56 (5.48), G = 8 2.19 (4.78), H = 80, P = 64, G = 1 4.82 (13.0);
+// linearAttention 2.32 (4.95), simpleGla 2.52 (5.12); ssd with z, L = 65536 2.73 (5.84). Walks (0.96 ms of the 2.56; 1.58 of the 4.82,
+// gradients 2.98) and, without decay, gradients are bound by memory; with it the gradients are bound by the latency of the arithmetic on
+// the triangles, of which two warps on a scheduler hide little. On the way: addresses and descriptors made anew where they are needed, not
+// kept in spilled registers, simpleGla 2.95 to 2.86; the decays' gradients of the steps through shared memory, as neighbours in the tensor
+// are heads; walks that keep pace, G = 16 2.82 to 2.69, G = 8 2.53 to 2.29, H = 80 5.89 to 5.08; one code for both warpgroups of the
+// gradients, 2.69 to 2.60; sums over columns once for a triangle, not every 16 columns, H = 80 5.02 to 4.80. No gain: products of the
+// shared triangle before the sums of the own one (4.99, more spills), <S, dS> behind the products with S (4.83), decays of the own
+// triangle loaded ahead (5.07, more spills), R stored once for a triangle (4.95); without the branch that leaves out what lies beyond the
+// diagonal, or with products of the next stage begun early, the compiler runs out of registers and serialises the products. Normalisation
+// stays with chunk_scan_mma.cuh.
 //
 // A state lies in memory as the slab in shared memory that products read: 128 rows of 64 value channels, 128 bytes a row, pieces
 // swizzled (common/wgmma.cuh), so that a plain bulk copy brings it.
@@ -41,9 +50,11 @@ using SquareTile = SlabTile<64, 64>;
 
 struct Task {
   int chunks = 0, slices = 0;                    // chunks of a sequence, virtual heads of a head
+  float log2Scale = 0.f;                         // of q k^T
   const float* scalars = nullptr;                // (chunks of all, heads, kScalars, 128); null: no decay
   const float* skip = nullptr;                   // D as (heads, P); null: none
   void *states = nullptr, *gradients = nullptr;  // (chunks of all, virtual heads, 128, 64) before and behind every chunk
+  int32_t* begun = nullptr;                      // (sequences, groups, directions, chunks): walks that have; null: none keeps pace
   float* sums = nullptr;                         // (chunks of all, virtual heads, kGradientKinds, 128)
   float* through = nullptr;                      // (chunks of all, virtual heads, kThroughParts)
   // The gradient kernel's stages, a virtual head of a chunk each, in the order (chunk, group, head of the group); a block takes
@@ -52,6 +63,9 @@ struct Task {
   float* parts = nullptr;
 
   __host__ __device__ int virtualHeads(const Scan& s) const { return s.heads * slices; }
+  // walks that share keys, a block a virtual head, direction and half of the key channels; and of all
+  __host__ __device__ int sharedWalks(const Scan& s) const { return share(s) * 2; }
+  __host__ __device__ int64_t walks(const Scan& s) const { return int64_t(s.batch) * virtualHeads(s) * 4; }
   __host__ __device__ int share(const Scan& s) const { return s.share() * slices; }  // virtual heads of a group
 };
 

@@ -8,8 +8,8 @@ int32_t launchGradients(const MMCall* c, const Scan& s, const Gradient& g, const
   return dispatchBool(s.v.dtype == MM_BF16, [&](auto isBf16) {
     using T = std::conditional_t<decltype(isBf16)::value, bf16, f16>;
     return dispatchBool(task.scalars, [&](auto decay) {
-      return launch(c, chunkGradientWgmmaKernel<T, decltype(decay)::value>, grid, dim3(kGradientBlock), GradientLayout::bytes, s, g,
-          task, maps);
+      const auto kernel = chunkGradientWgmmaKernel<T, decltype(decay)::value>;
+      return launch(c, kernel, grid, dim3(kGradientBlock), GradientLayout::bytes, s, g, task, maps);
     });
   });
 }

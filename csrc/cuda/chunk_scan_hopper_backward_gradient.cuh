@@ -38,8 +38,8 @@ struct GradientLayout {
   // R^T of the own blocks, R^T and att^T of the shared one
   static constexpr int own = ring + kTiles * tile, shared = own + 2 * SquareTile::bytes, att = shared + SquareTile::bytes;
   // notes of a stage: the scalars of its steps, D by value channel, where it stands
-  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4, note = place +
-      int(sizeof(StagePlace));
+  static constexpr int notes = att + SquareTile::bytes, skip = kScalarBytes, place = skip + kValues * 4;
+  static constexpr int note = place + int(sizeof(StagePlace));
   // sums over the keys of a warp: of the own blocks (2, 4, 64), of the shared one (4, 64); over the queries: own (128), shared (2, 64);
   // diagonals of the product of the triangles and of dO v^T
   static constexpr int sumOwn = notes + kNoteSlots * note, sumShared = sumOwn + 2 * 4 * 64 * 4, rowOwn = sumShared + 4 * 64 * 4;
@@ -48,19 +48,27 @@ struct GradientLayout {
 };
 static_assert(ValueTile::bytes == StateTile::bytes, "tiles of the ring");
 
-// Sums over a warp's rows of 16 columns, of which a lane has columns t, t + 1, t + 8 and t + 9.
-__device__ __forceinline__ void sumColumns(float (&x)[4], float* sums, int lane) {
-#pragma unroll
-  for (int d = 16, n = 2; n > 0; d /= 2, n /= 2) {
+// Sums over a warp's rows of 4 N columns, N 16 or 8; of the i-th 8 of them a lane has columns t and t + 1, x[2 i] and x[2 i + 1].
+template <int N>
+__device__ __forceinline__ void sumColumns(float (&x)[N], float* sums, int lane) {
+  const auto halve = [&](int d, auto half) {  // lanes d apart take a half of the columns each
+    constexpr int HALF = decltype(half)::value;
     const bool upper = lane & d;
 #pragma unroll
-    for (int i = 0; i < n; i++) {
-      const float mine = upper ? x[n + i] : x[i], other = upper ? x[i] : x[n + i];
-      x[i] = mine + __shfl_xor_sync(kAllLanes, other, d);
+    for (int i = 0; i < HALF; i++) {
+      const float low = x[i], high = x[HALF + i];
+      x[i] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, d);
     }
+  };
+  halve(16, std::integral_constant<int, N / 2>()), halve(8, std::integral_constant<int, N / 4>());
+  if constexpr (N == 16) {
+    halve(4, std::integral_constant<int, 2>());
+    *reinterpret_cast<float2*>(sums + 2 * lane) = {x[0], x[1]};
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2; i++) x[i] += __shfl_xor_sync(kAllLanes, x[i], 4);
+    if ((lane & 4) == 0) *reinterpret_cast<float2*>(sums + (lane & 24) + lane % 4 * 2) = {x[0], x[1]};
   }
-  x[0] += __shfl_xor_sync(kAllLanes, x[0], 4);
-  if ((lane & 4) == 0) sums[(lane & 16) / 2 + lane % 4 * 2 + (lane & 8) / 8] = x[0];
 }
 // What a warp adds to <S, dS>: its 16 rows of both. The rows' products with themselves are the diagonal of a product of matrices.
 template <class T>
@@ -79,6 +87,11 @@ __device__ __forceinline__ float statesProduct(uint32_t state, uint32_t gradient
   const float mine = g8 % 2 ? upper[1] + lower[3] : upper[0] + lower[2];
   return warpReduce(int(threadIdx.x) % 4 == g8 / 2 ? mine : 0.f);
 }
+// The same number, of which the compiler does not know that: what is made of it is made anew, not kept in memory meanwhile.
+__device__ __forceinline__ int anew(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 __device__ __forceinline__ float sumQuad(float x) {
   x += __shfl_xor_sync(kAllLanes, x, 1);
   return x + __shfl_xor_sync(kAllLanes, x, 2);
@@ -88,8 +101,8 @@ __device__ __forceinline__ float sumQuad(float x) {
 // needed last and comes when the stage before is over.
 struct TilePlace {
   int slot, parity;
-  __device__ __forceinline__ TilePlace(int which, int i) : slot(which == S ? 2 * S : 2 * which + i % 2), parity((which == S ? i :
-      i / 2) & 1) {}
+  __device__ __forceinline__ TilePlace(int which, int i)
+      : slot(which == S ? 2 * S : 2 * which + i % 2), parity((which == S ? i : i / 2) & 1) {}
 };
 
 __device__ __forceinline__ void produceStages(const Scan& s, const Gradient& g, const Task& task, const Maps& maps,
@@ -122,26 +135,23 @@ __device__ __forceinline__ void produceStages(const Scan& s, const Gradient& g, 
         if (member == 0) fromStart = true;
         const bool toEnd = member == share - 1;
         StagePlace& at = *reinterpret_cast<StagePlace*>(shared + note + Layout::place);
-        at.flags = (i == 0 ? NEW_KEYS : member == 0 ? NEW_KEYS | (groups & 1 ? KEYS_PARITY : 0) : 0) |
-            (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) |
-                   (fromStart ? FROM_START : 0) | (toEnd ? TO_END : 0) | (i == count - 1 ? LAST_STAGE : 0);
+        at.flags = (i == 0 || member == 0 ? NEW_KEYS : 0) | (i && groups & 1 ? KEYS_PARITY : 0) | (fromStart ? FROM_START : 0) |
+                   (toEnd ? TO_END : 0) | (toEnd || i == count - 1 ? LAST_OF_KEYS : 0) | (i == count - 1 ? LAST_STAGE : 0);
         at.rows = int(min(int64_t(kSteps), s.length - row)), at.virtualHead = first + i;
         at.values = batch * g.dv.batch + row * g.dv.time + head * g.dv.head + slice * kValues;
         at.queries = batch * g.dq.batch + row * g.dq.time + group * g.dq.head;
         at.keys = batch * g.dk.batch + row * g.dk.time + group * g.dk.head;
         const int64_t slot = int64_t(batch) * task.chunks + chunk;
-        at.skip = s.skip.wide ? (slot * kSkipParts * s.heads + head) * s.p + slice * kValues : (slot * task.slices + slice) * s.heads +
-            head;
+        at.skip = s.skip.wide ? (slot * kSkipParts * s.heads + head) * s.p + slice * kValues
+                              : (slot * task.slices + slice) * s.heads + head;
         bytes += (task.scalars ? kScalarBytes : 0) + (task.skip ? kValues * 4 : 0);
       }
       arriveExpecting(bar, bytes);
+      const bf16* states = static_cast<const bf16*>(j == S ? task.states : task.gradients);
       if (j == V || j == DO) copyBox(tile, j == V ? maps.v : maps.dO, bar, slice * kValues, row, head, batch);
-      else
-        copyBulk(tile, static_cast<const bf16*>(j == S ? task.states : task.gradients) + int64_t(first + i) * kStateElements,
-            Layout::tile, bar);
-      if (j == V && task.scalars)
-        copyBulk(base + note, task.scalars + (int64_t(batch) * task.chunks + chunk) * s.heads * kScalarFloats + head * kScalarFloats,
-            kScalarBytes, bar);
+      else copyBulk(tile, states + int64_t(first + i) * kStateElements, Layout::tile, bar);
+      const int64_t index = (int64_t(batch) * task.chunks + chunk) * s.heads + head;
+      if (j == V && task.scalars) copyBulk(base + note, task.scalars + index * kScalarFloats, kScalarBytes, bar);
       if (j == V && task.skip) copyBulk(base + note + Layout::skip, task.skip + head * s.p + slice * kValues, kValues * 4, bar);
     }
     if (i && member == 0) keys();  // they come free last
@@ -170,8 +180,9 @@ __device__ __forceinline__ void wideSkipGradient(const Scan& s, const Gradient& 
   *reinterpret_cast<float2*>(g.skipParts + at.skip + int64_t(warp) * s.heads * s.p + 2 * lane) = sum;
 }
 
-template <class T, bool DECAY, int W>
-__device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, const Task& task, unsigned char* shared) {
+// One code for both warpgroups: with W as a template parameter the instructions fit their caches badly, 2.68 ms of simpleGla against 2.55.
+template <class T, bool DECAY>
+__device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, const Task& task, unsigned char* shared, int W) {
   using Layout = GradientLayout;
   const uint32_t base = sharedAddress(shared);
   const uint32_t full = base + Layout::barriers, empty = full + 8 * kTiles, keysFull = empty + 8 * kTiles, keysEmpty = keysFull + 8;
@@ -182,9 +193,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
   float *const rowOwn = floats(Layout::rowOwn), *const rowShared = floats(Layout::rowShared);
   float *const diagonals = floats(Layout::diagonal), *const products = floats(Layout::product);
 
-  constexpr uint32_t kOwnRows = KeyTile::rowOffset(64 * W), kLateRows = KeyTile::rowOffset(64), kPartRows = KeyTile::rowOffset(64 + 32 * W);
+  const uint32_t ownRows = KeyTile::rowOffset(64 * W), lateRows = KeyTile::rowOffset(64), partRows = KeyTile::rowOffset(64 + 32 * W);
   const uint64_t keys = tileDescriptor(base + Layout::keys, KeyTile::slabBytes);
   const uint64_t queries = tileDescriptor(base + Layout::queries, KeyTile::slabBytes);
+  const uint64_t ownKeys = shifted(keys, ownRows), ownQueries = shifted(queries, ownRows);
   const uint64_t ownR = tileDescriptor(base + Layout::own + W * SquareTile::bytes), sharedR = tileDescriptor(base + Layout::shared);
   const uint64_t sharedAtt = tileDescriptor(base + Layout::att);
   const int ownSquare = Layout::own + W * SquareTile::bytes;
@@ -193,13 +205,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
   const uint32_t piece = SquareTile::offset(16 * warp + lane % 16, lane / 16), fragment = 64 * W * 128 + piece;
   const uint32_t ownPiece = base + ownSquare + piece, sharedPiece = base + Layout::shared + piece;
 
-#pragma unroll
-  for (int i = 0; i < 64; i += 32) sumOwn[i + lane] = 0.f;  // what lies beyond the diagonal stays zero
-
   float dq[64], dk[64];
 #pragma unroll 1
   for (int i = 0, noteSlot = 0;; i++, noteSlot = noteSlot == kNoteSlots - 1 ? 0 : noteSlot + 1) {
-    const auto place = [&](int which) { return TilePlace(which, i); };
+    const auto place = [&](int which) { return TilePlace(which, anew(i)); };
     const auto tileOf = [&](int which) { return base + Layout::ring + place(which).slot * Layout::tile; };
     const auto tile = [&](int which) { return tileDescriptor(tileOf(which)); };
     const auto wait = [&](int which) { waitBarrier(full + 8 * place(which).slot, place(which).parity); };
@@ -224,26 +233,26 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     // ---- the own triangle
     uint32_t att[4][4];
     {
+      const uint64_t v = tile(V), dO = tile(DO);
       float raw[32], dp[32];
       fenceProducts();
 #pragma unroll
       for (int k = 0; k < 8; k++)
-        multiply<T, false, false>(raw, shifted(keys, kOwnRows + KeyTile::channels(k)), shifted(queries, kOwnRows +
-            KeyTile::channels(k)), k > 0);
+        multiply<T, false, false>(raw, shifted(ownKeys, KeyTile::channels(k)), shifted(ownQueries, KeyTile::channels(k)), k > 0);
 #pragma unroll
       for (int k = 0; k < 4; k++)
-        multiply<T, false, false>(dp, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DO), kOwnRows +
-            ValueTile::channels(k)), k > 0);
+        multiply<T, false, false>(dp, shifted(v, ownRows + ValueTile::channels(k)), shifted(dO, ownRows + ValueTile::channels(k)), k > 0);
       commitProducts();
       if (i) syncThreads(BARRIER_FREE + W, kConsumers);  // the other warpgroup has read the squares and sums of the stage before
       float log2[2], weight[2], out[2] = {};
 #pragma unroll
-      for (int h = 0; h < 2; h++) log2[h] = scalar(LOG2, step + 8 * h) - __log2f(s.scale), weight[h] = scalar(WEIGHT, step + 8 * h);
+      for (int h = 0; h < 2; h++) log2[h] = scalar(LOG2, step + 8 * h) - task.log2Scale, weight[h] = scalar(WEIGHT, step + 8 * h);
       waitProducts<0>();
       settle(raw);
       settle(dp);
       const int ahead = t2 - row;  // the lane's first query less its first key
       float ownRaw[2] = {}, ownDp[2] = {};  // on the diagonal, which no decay crosses: the sums leave it out
+      float in[16] = {};
 #pragma unroll
       for (int k = 0; k < 4; k++) {  // 16 queries
         uint32_t r[4] = {};
@@ -251,7 +260,6 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 #pragma unroll
           for (int e = 0; e < 4; e++) att[k][e] = 0;
         } else {
-          float in[4] = {};
 #pragma unroll
           for (int j = 2 * k; j < 2 * k + 2; j++) {
             float x[4], a[4], c[4];
@@ -269,7 +277,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
               a[e] = raw[4 * j + e] * x[e], c[e] = DECAY ? b * weight[e / 2] : b;
               if constexpr (DECAY) {
                 out[e / 2] = fmaf(b, raw[4 * j + e], out[e / 2]);
-                in[j % 2 * 2 + e % 2] = fmaf(c[e], raw[4 * j + e], in[j % 2 * 2 + e % 2]);
+                in[2 * j + e % 2] = fmaf(c[e], raw[4 * j + e], in[2 * j + e % 2]);
               }
             }
             att[k][j % 2 * 2] = pack2<T>(a[0], a[1]), att[k][j % 2 * 2 + 1] = pack2<T>(a[2], a[3]);
@@ -277,22 +285,23 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
             const int h = j % 2, e = 4 * j + 2 * h;  // the diagonal of 16 x 16 crosses these
             if (k == warp) ownRaw[h] = g8 % 2 ? raw[e + 1] : raw[e], ownDp[h] = g8 % 2 ? dp[e + 1] : dp[e];
           }
-          if (decays) sumColumns(in, sumOwn + 16 * k, lane);
         }
         stmatrix4(ownPiece ^ (k * 32), r);
       }
-      const bool onDiagonal = t2 / 2 == g8 / 2;
+      if (decays) sumColumns(in, sumOwn, lane);
+      const int again = anew(lane) / 4, place = 16 * anew(warp) + again;  // the first of the lane's rows
+      const bool onDiagonal = lane % 4 == again / 2;
       __syncwarp();
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const float a = ownRaw[h] * s.scale, c = ownDp[h] * s.scale * weight[h];
-        const uint32_t keep = g8 % 2 ? 0xffffu : 0xffff0000u, pair = g8 % 2 ? pack2<T>(0.f, a) : pack2<T>(a, 0.f);
+        const uint32_t keep = again % 2 ? 0xffffu : 0xffff0000u, pair = again % 2 ? pack2<T>(0.f, a) : pack2<T>(a, 0.f);
 #pragma unroll
         for (int k = 0; k < 4; k++)
           if (onDiagonal && k == warp) att[k][3 * h] = (att[k][3 * h] & keep) | pair;
         if (onDiagonal) {
-          *reinterpret_cast<T*>(shared + ownSquare + SquareTile::offset(row + 8 * h, (row + 8 * h) / 8) + g8 * 2) = fromFloat<T>(c);
-          if (DECAY) diagonals[step + 8 * h] = ownDp[h] * a, products[step + 8 * h] = ownDp[h];
+          *reinterpret_cast<T*>(shared + ownSquare + SquareTile::offset(place + 8 * h, place / 8 + h) + again * 2) = fromFloat<T>(c);
+          if (DECAY) diagonals[64 * W + place + 8 * h] = ownDp[h] * a, products[64 * W + place + 8 * h] = ownDp[h];
         }
       }
       if (decays) {
@@ -305,29 +314,29 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     }
     // ---- the shared triangle, while products with the own one run
     wait(DS);
+    const uint64_t v = tile(V), dO = tile(DO), dS = tile(DS);
     float dv[32], lateRaw[16], lateDp[16];
     fenceProducts();
 #pragma unroll
     for (int k = 0; k < 8; k++)
-      multiply<T, false, false>(lateRaw, shifted(keys, KeyTile::channels(k)), shifted(queries, kPartRows + KeyTile::channels(k)), k > 0);
+      multiply<T, false, false>(lateRaw, shifted(keys, KeyTile::channels(k)), shifted(queries, partRows + KeyTile::channels(k)), k > 0);
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      multiply<T, false, false>(lateDp, shifted(tile(V), ValueTile::channels(k)), shifted(tile(DO), kPartRows +
-          ValueTile::channels(k)), k > 0);
+      multiply<T, false, false>(lateDp, shifted(v, ValueTile::channels(k)), shifted(dO, partRows + ValueTile::channels(k)), k > 0);
     commitProducts();
 #pragma unroll
     for (int k = 0; k < 8; k++)
-      multiply<T, false, true>(dv, shifted(keys, kOwnRows + KeyTile::channels(k)), shifted(tile(DS), StateTile::rowOffset(16 * k)), k > 0);
+      multiply<T, false, true>(dv, shifted(ownKeys, KeyTile::channels(k)), shifted(dS, StateTile::rowOffset(16 * k)), k > 0);
     commitProducts();
     fenceAsyncProxy();
     syncWarpgroup(BARRIER_OWN + W);
     fenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      multiply<T, false, true>(dk, shifted(ownR, SquareTile::channels(k)), shifted(queries, kOwnRows + KeyTile::rowOffset(16 * k)), true);
+      multiply<T, false, true>(dk, shifted(ownR, SquareTile::channels(k)), shifted(ownQueries, KeyTile::rowOffset(16 * k)), true);
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      multiply<T, true, true>(dq, shifted(ownR, SquareTile::rowOffset(16 * k)), shifted(keys, kOwnRows + KeyTile::rowOffset(16 * k)), true);
+      multiply<T, true, true>(dq, shifted(ownR, SquareTile::rowOffset(16 * k)), shifted(ownKeys, KeyTile::rowOffset(16 * k)), true);
     commitProducts();
     {
       float early[2], weight[2], out[2] = {};
@@ -336,10 +345,10 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       waitProducts<2>();
       settle(lateRaw);
       settle(lateDp);
+      float in[8] = {};
 #pragma unroll
       for (int k = 0; k < 2; k++) {
         uint32_t a[4], r[4];
-        float in[4] = {};
 #pragma unroll
         for (int j = 2 * k; j < 2 * k + 2; j++) {
           float2 late = {1.f, 1.f};
@@ -352,15 +361,15 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
               const float f = early[h] * (e ? late.y : late.x), b = lateDp[4 * j + 2 * h + e] * f;
               x[e] = lateRaw[4 * j + 2 * h + e] * f, c[e] = DECAY ? b * weight[h] : b;
               out[h] = fmaf(b, lateRaw[4 * j + 2 * h + e], out[h]);
-              in[j % 2 * 2 + e] = fmaf(c[e], lateRaw[4 * j + 2 * h + e], in[j % 2 * 2 + e]);
+              in[2 * j + e] = fmaf(c[e], lateRaw[4 * j + 2 * h + e], in[2 * j + e]);
             }
             a[j % 2 * 2 + h] = pack2<T>(x[0], x[1]), r[j % 2 * 2 + h] = pack2<T>(c[0], c[1]);
           }
         }
         stmatrix4(sharedPiece ^ (W * 64 + k * 32), r);
         stmatrix4((sharedPiece ^ (W * 64 + k * 32)) + (Layout::att - Layout::shared), a);
-        if (decays) sumColumns(in, sumShared + 32 * W + 16 * k, lane);
       }
+      if (decays) sumColumns(in, sumShared + 32 * W, lane);
       if (decays) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -378,8 +387,9 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
     float carried[2] = {};
     uint32_t x[4][4], upstream[4][4];
     if constexpr (DECAY) {
+      const uint32_t values = tileOf(V);
 #pragma unroll
-      for (int k = 0; k < 4; k++) ldmatrix4(x[k], tileOf(V) + (fragment ^ (k * 32)));
+      for (int k = 0; k < 4; k++) ldmatrix4(x[k], values + (fragment ^ (k * 32)));
       const float behind[2] = {scalar(BEHIND, step), scalar(BEHIND, step + 8)};
       const float factor[2] = {behind[0] * scalar(WEIGHT, step), behind[1] * scalar(WEIGHT, step + 8)};
 #pragma unroll
@@ -396,38 +406,42 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       release(V);
     }
     syncThreads(BARRIER_BOTH + W, kConsumers);
-    fenceProducts();
+    {
+      const uint64_t v = tile(V), dO = tile(DO), dS = tile(DS);
+      fenceProducts();
 #pragma unroll
-    for (int k = 0; k < 4; k++) multiply<T, true>(dv, att[k], shifted(tile(DO), kOwnRows + ValueTile::rowOffset(16 * k)), true);
-    if constexpr (W == 0)
+      for (int k = 0; k < 4; k++) multiply<T, true>(dv, att[k], shifted(dO, ownRows + ValueTile::rowOffset(16 * k)), true);
+      if (W == 0)
 #pragma unroll
-      for (int k = 0; k < 4; k++)
-        multiply<T, false, true>(dv, shifted(sharedAtt, SquareTile::channels(k)), shifted(tile(DO), kLateRows +
-            ValueTile::rowOffset(16 * k)), true);
-    commitProducts();
+        for (int k = 0; k < 4; k++)
+          multiply<T, false, true>(dv, shifted(sharedAtt, SquareTile::channels(k)), shifted(dO, lateRows + ValueTile::rowOffset(16 * k)),
+                                   true);
+      commitProducts();
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      if constexpr (W == 0)
-        multiply<T, false, true>(dk, shifted(sharedR, SquareTile::channels(k)), shifted(queries, kLateRows +
-            KeyTile::rowOffset(16 * k)), true);
-      else multiply<T, true, true>(dq, shifted(sharedR, SquareTile::rowOffset(16 * k)), shifted(keys, KeyTile::rowOffset(16 * k)), true);
+      for (int k = 0; k < 4; k++) {
+        if (W == 0)
+          multiply<T, false, true>(dk, shifted(sharedR, SquareTile::channels(k)), shifted(queries, lateRows + KeyTile::rowOffset(16 * k)),
+                                   true);
+        else multiply<T, true, true>(dq, shifted(sharedR, SquareTile::rowOffset(16 * k)), shifted(keys, KeyTile::rowOffset(16 * k)), true);
+      }
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        if constexpr (DECAY) multiply<T, false>(dk, x[k], shifted(dS, StateTile::channels(k)), true);
+        else multiply<T, false, false>(dk, shifted(v, ownRows + ValueTile::channels(k)), shifted(dS, StateTile::channels(k)), true);
+      }
+      commitProducts();
     }
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      if constexpr (DECAY) multiply<T, false>(dk, x[k], shifted(tile(DS), StateTile::channels(k)), true);
-      else multiply<T, false, false>(dk, shifted(tile(V), kOwnRows + ValueTile::channels(k)), shifted(tile(DS),
-          StateTile::channels(k)), true);
-    }
-    commitProducts();
 
     if (W == 0 && DECAY && g.wantsSkip && !s.skip.wide && warp == 0) {
       const float4 sums = reinterpret_cast<const float4*>(products)[lane];
       const float sum = warpReduce((sums.x + sums.y) + (sums.z + sums.w));
       if (lane == 0) g.skipParts[at().skip] = sum;
     }
-    if constexpr (DECAY)
+    if constexpr (DECAY) {
+      const uint32_t gradients = tileOf(DO);
 #pragma unroll
-      for (int k = 0; k < 4; k++) ldmatrix4(upstream[k], tileOf(DO) + (fragment ^ (k * 32)));
+      for (int k = 0; k < 4; k++) ldmatrix4(upstream[k], gradients + (fragment ^ (k * 32)));
+    }
     waitProducts<1>();
     settle(dv);
 #pragma unroll
@@ -447,8 +461,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       T* to = static_cast<T*>(result.data) + first + (64 * W + own) * result.time + lane % 8 * 8;
       uint4 words[4];
 #pragma unroll
-      for (int n = 0; n < 4; n++) words[n] = *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(own + 4 * n,
-          lane % 8));
+      for (int n = 0; n < 4; n++)
+        words[n] = *reinterpret_cast<const uint4*>(shared + ownSquare + SquareTile::offset(own + 4 * n, lane % 8));
 #pragma unroll
       for (int n = 0; n < 4; n++, to += stride)
         if (4 * n < rows) *reinterpret_cast<uint4*>(to) = words[n];
@@ -462,8 +476,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         if (task.skip)
 #pragma unroll
           for (int j = 0; j < 16; j++) {
-            const float2 skip = *reinterpret_cast<const float2*>(note + Layout::skip + (j / 2 * 8 + t2) * 4), dy =
-                unpack2<T>(upstream[j / 4][j % 4]);
+            const float2 skip = *reinterpret_cast<const float2*>(note + Layout::skip + (j / 2 * 8 + t2) * 4);
+            const float2 dy = unpack2<T>(upstream[j / 4][j % 4]);
             dv[2 * j] = fmaf(skip.x, dy.x, dv[2 * j]), dv[2 * j + 1] = fmaf(skip.y, dy.y, dv[2 * j + 1]);
           }
       }
@@ -473,6 +487,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 
     // ---- what comes from the state before the chunk
     wait(S);
+    const uint64_t state = tile(S);
     float inter[2] = {}, through = 0.f;
     if constexpr (DECAY) {
       if (decays) through = statesProduct<T>(tileOf(S) + fragment, tileOf(DS) + fragment) * scalar(BEFORE, kSteps - 1);
@@ -480,8 +495,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
       fenceProducts();
 #pragma unroll
       for (int k = 0; k < 8; k++)
-        multiply<T, false, true>(qS, shifted(queries, kOwnRows + KeyTile::channels(k)), shifted(tile(S), StateTile::rowOffset(16 * k)),
-            k > 0);
+        multiply<T, false, true>(qS, shifted(ownQueries, KeyTile::channels(k)), shifted(state, StateTile::rowOffset(16 * k)), k > 0);
       commitProducts();
       waitProducts<1>();  // x is free
 #pragma unroll
@@ -496,7 +510,7 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
         }
       fenceProducts();
 #pragma unroll
-      for (int k = 0; k < 4; k++) multiply<T, false>(dq, x[k], shifted(tile(S), StateTile::channels(k)), true);
+      for (int k = 0; k < 4; k++) multiply<T, false>(dq, x[k], shifted(state, StateTile::channels(k)), true);
       commitProducts();
       waitProducts<1>();
       settle(qS);
@@ -511,10 +525,11 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
 #pragma unroll
       for (int h = 0; h < 2; h++) inter[h] = sumQuad(inter[h]) * before[h], carried[h] = sumQuad(carried[h]);
     } else {
+      const uint64_t dO = tile(DO);
       fenceProducts();
 #pragma unroll
       for (int k = 0; k < 4; k++)
-        multiply<T, false, false>(dq, shifted(tile(DO), kOwnRows + ValueTile::channels(k)), shifted(tile(S), StateTile::channels(k)), true);
+        multiply<T, false, false>(dq, shifted(dO, ownRows + ValueTile::channels(k)), shifted(state, StateTile::channels(k)), true);
       commitProducts();
       waitProducts<1>();
       release(V);
@@ -556,8 +571,8 @@ __device__ __forceinline__ void consumeStages(const Scan& s, const Gradient& g, 
           store(d + 32, result, first + 64);
           return;
         }
-        float* const to = task.parts + ((int64_t(blockIdx.x) * 2 + (flags & FROM_START ? 1 : 0)) * 2 + which) * (kSteps * kKeys) +
-            step * kKeys + t2;
+        const int64_t part = int64_t(blockIdx.x) * 4 + (flags & FROM_START ? 2 : 0) + which;
+        float* const to = task.parts + part * (kSteps * kKeys) + step * kKeys + t2;
 #pragma unroll
         for (int j = 0; j < 32; j++) *reinterpret_cast<float2*>(to + j % 2 * 8 * kKeys + j / 2 * 8) = {d[2 * j], d[2 * j + 1]};
       };
@@ -591,8 +606,7 @@ chunkGradientWgmmaKernel(const __grid_constant__ Scan s, const __grid_constant__
     if (threadIdx.x == kConsumers) produceStages(s, g, task, maps, shared, int(first), count);
   } else {
     raiseRegisters<kConsumerRegisters>();
-    if (role == 0) consumeStages<T, DECAY, 0>(s, g, task, shared);
-    else consumeStages<T, DECAY, 1>(s, g, task, shared);
+    consumeStages<T, DECAY>(s, g, task, shared, role);
   }
 #else
   __trap();

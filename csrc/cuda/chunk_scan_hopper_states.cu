@@ -9,17 +9,18 @@ bool kernelsBuilt() {
 }
 
 int32_t launchStates(const MMCall* c, const Scan& s, const Gradient& g, const Task& task, const Maps& maps) {
-  const int64_t blocks = int64_t(s.batch) * s.heads * 2 * task.slices * 2, multiprocessors = deviceOf(c).multiprocessors;
-  // all blocks at once, up to three on a multiprocessor, and stages as deep as that leaves room for
-  const int together = blocks <= multiprocessors ? 1 : blocks <= 2 * multiprocessors ? 2 : 3, stages = 6 / together;
-  const size_t shared = StateLayout::bytes(stages);
+  const int64_t blocks = task.walks(s), multiprocessors = deviceOf(c).multiprocessors;
   const dim3 grid{unsigned(blocks)}, threads(kStateThreads);
   return dispatchBool(s.v.dtype == MM_BF16, [&](auto isBf16) {
     using T = std::conditional_t<decltype(isBf16)::value, bf16, f16>;
     return dispatchBool(task.scalars, [&](auto decay) {
       const auto pairs = chunkStatesWgmmaKernel<T, decltype(decay)::value, 2>, quads = chunkStatesWgmmaKernel<T, decltype(decay)::value, 4>;
-      // clusters of four may leave multiprocessors without work
       static const int64_t resident = residentClusters(c, quads, 4, kStateThreads, StateLayout::bytes(6));
+      // All blocks at once, up to three on a multiprocessor, and stages as deep as that leaves room for. Clusters of four may leave
+      // multiprocessors without work, and then not all fit; without decay, as walks are nothing but traffic, two blocks may share one.
+      const bool crowded = !decltype(decay)::value && task.slices == 2 && 4 * resident < blocks;
+      const int together = blocks <= multiprocessors && !crowded ? 1 : blocks <= 2 * multiprocessors ? 2 : 3, stages = 6 / together;
+      const size_t shared = StateLayout::bytes(stages);
       if (task.slices == 2 && (4 * together * resident >= blocks || blocks > 3 * multiprocessors))
         return launchClusters(c, quads, 4, grid, threads, shared, s, g, task, maps, stages);
       return launchClusters(c, pairs, 2, grid, threads, shared, s, g, task, maps, stages);

@@ -179,7 +179,8 @@ int32_t gemm(const MMCall* c, const Gemm& g, void* workspace) {
           constexpr int S = decltype(shared)::value;
           status = launchOverlapping(c, gemvKernel<T, Y, S>, dim3(unsigned(ceilDiv(g.n, 4 / S))), dim3(128), 0,
                                      static_cast<const T*>(g.a.data), static_cast<const T*>(g.b.data),
-                                     static_cast<Y*>(const_cast<void*>(g.c.data)), g.n, g.k, g.b.ld, epilogueOf(g));
+                                     static_cast<Y*>(const_cast<void*>(g.c.data)), g.n, g.k, g.b.ld, epilogueOf(g),
+                                     2 * unsigned(deviceOf(c).multiprocessors));
         };
         if (g.k > 8 * 32 * kVector<T>) rows(std::integral_constant<int, 4>{});
         else rows(std::integral_constant<int, 1>{});

@@ -53,19 +53,26 @@ __global__ void epilogueKernel(const float* z, T* y, int64_t count, int64_t n, E
 }
 
 // y (n) = act(W (n, k) x (k) + b) + r: S of the block's four warps share a row of W, 16 bytes a lane, U loads of W under way. Their
-// sums are added in order.
+// sums are added in order. The first `early` blocks ask for their first loads of W while the kernel before ends. With two of them a
+// multiprocessor, on an H100, k x n: 2048 x 2048 in 4.0 us instead of 4.4, 4096 x 2048 6.6 instead of 7.0, 2048 x 8192 12.3 as without;
+// with 16: 4.2, 7.0, 12.8.
 template <class T, class Y, int S, int U = 8>
 __global__ void __launch_bounds__(128) gemvKernel(const T* __restrict__ x, const T* __restrict__ w, Y* __restrict__ y, int64_t n, int64_t k,
-                                                  int64_t ld, Epilogue e) {
+                                                  int64_t ld, Epilogue e, unsigned early) {
   constexpr int V = kVector<T>, STEP = S * 32 * V;
   __shared__ float sums[4];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t row = int64_t(blockIdx.x) * (4 / S) + warp / S;
   const T* wr = w + row * ld;
   if (row >= n) k = 0;
+  const int64_t first = (warp % S * 32 + lane) * V;
+  if (blockIdx.x < early && lane % 8 == 0)
+#pragma unroll
+    for (int u = 0; u < U; u++)
+      if (first + u * STEP < k) prefetchLine(wr + first + u * STEP);
   awaitEarlierKernels();
   float sum = 0.f;
-  for (int64_t j = (warp % S * 32 + lane) * V; j < k; j += U * STEP) {
+  for (int64_t j = first; j < k; j += U * STEP) {
     Words<T> a[U], b[U];
 #pragma unroll
     for (int u = 0; u < U; u++)

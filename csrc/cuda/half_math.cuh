@@ -2,6 +2,7 @@
 // results are rounded to them anyway, exponentials and reciprocals are the approximations of the special function unit, without
 // its detours for denormal numbers. f32 keeps the accurate functions.
 #pragma once
+#include "cuda/common/approximate.cuh"
 #include "cuda/kernel.cuh"
 
 namespace mm::cuda {
@@ -46,22 +47,6 @@ __device__ __forceinline__ void storePacked(T* p, const float (&in)[N]) {
 }
 
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
-
-__device__ __forceinline__ float exp2Approximate(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float log2Approximate(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float reciprocalApproximate(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 template <class T>
 __device__ __forceinline__ float sigmoidFor(float v) {

@@ -93,8 +93,6 @@ struct ScanTile {
   static __device__ __forceinline__ T& element(char* tile, int row, int t) { return *reinterpret_cast<T*>(tile + at(row, t)); }
 };
 
-__device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-
 __device__ __forceinline__ int scanLeft(int64_t t, int64_t end, int most) { return end - t < most ? int(end - t) : most; }
 
 // Every warp reads and writes the rows of its own 32 channels, so that a warp's barrier is enough. Missing channels and steps are

@@ -38,9 +38,14 @@ int32_t launchUpdate(const MMCall* c, StateUpdate<T> v, int64_t heads) {
 template <class T>
 int32_t launchTied(const MMCall* c, StateUpdate<T> v, int64_t heads) {
   v.blocks = unsigned(ceilDiv(v.rows, kTiedRows));
-  const int64_t tiles = heads * v.blocks;
-  return launchOverlapping(c, selectiveStateUpdateTiedKernel<T>, dim3(unsigned(ceilDiv(tiles * v.lanes, kTiedThreads))),
-                           dim3(kTiedThreads), 0, v, unsigned(tiles));
+  const unsigned processors = unsigned(deviceOf(c).multiprocessors), lanes = unsigned(v.lanes);
+  TiedTeams teams;
+  teams.tiles = unsigned(heads * v.blocks), teams.ahead = processors * kTiedBlocks * kTiedThreads / lanes, teams.early = teams.ahead / 2;
+  // Large blocks start faster, as long as there are some for every multiprocessor.
+  const int64_t all = int64_t(teams.tiles) * lanes;
+  unsigned threads = 32;
+  while (threads < kTiedThreads && all >= int64_t(processors) * 6 * threads) threads *= 2;
+  return launchOverlapping(c, selectiveStateUpdateTiedKernel<T>, dim3(unsigned(ceilDiv(all, threads))), dim3(threads), 0, v, teams);
 }
 
 template <class T, class P, bool TIED>

@@ -7,9 +7,14 @@
 //
 // Tied operands with up to 128 states, those of Mamba-2, have a kernel of their own, in which no load waits for another: all addresses
 // are known before the kernel before has ended, all loads are issued at once, as the bits that lie in memory, and each lane takes the
-// scalars of one row. Of the states, only their writes are hinted to leave the cache first. On an H100, bf16, H = 16, P = N = 128, B =
-// 1, 8, 64: 2.3, 7.7, 47.7 us instead of 3.5, 8.9, 56.4 (2 rows a team 2.1, 8.1, 49.2; before the addresses were known early, 4 rows
-// 2.5, 7.1, 47.6, 8 rows 3.0, 7.9, 48.4, 1 row 3.1, 8.5, 56; a grid that stays, with the next rows under way, 3.0, 7.7, 50.5).
+// scalars of one row. While the kernel before ends and leaves the memory idle, the first blocks ask for their states, and for those of
+// blocks to come, into the L2 cache. States pass the L1 cache by and, once written, leave the L2 cache first.
+//
+// On an H100, bf16, H = 16, P = N = 128, B = 1, 8, 64: 1.9, 5.6, 44.9 us (45.4 where two states of B = 64 take turns); the driver's copy
+// of as many bytes as the last 46.2. Nothing asked for 2.3, 6.7, 46.8; all of the first wave, nothing behind it 2.1, 5.7, 45.6; every
+// block as it starts 2.0, 6.7, 45.3 (47.3 in turns); every block a wave ahead 2.5, 6.8, 49.5. 2 or 3 blocks of 256 threads a
+// multiprocessor 48.4, 45.5. Bulk copies to shared memory and back 2.1, 6.8, 47.4, and plain stores 1.8, 6.2, 45.9; a grid that stays,
+// with rings of them, 4.1, 9.1, 57.3. Without asking: plain stores 47.6; other hints the same; 2 rows a team 49.2, 8 rows 48.4, 1 row 56.
 #pragma once
 #include "cuda/half_math.cuh"
 
@@ -134,35 +139,80 @@ struct RawScalar {
   }
 };
 
-constexpr int kTiedRows = 4, kTiedThreads = 128, kTiedBlocks = 8;  // rows of a team; blocks of a multiprocessor
+constexpr int kTiedRows = 4, kTiedThreads = 256, kTiedBlocks = 4;  // rows of a team; at most, of a block; blocks of a multiprocessor
+
+// Four rows of a head.
+template <class T>
+struct TiedTile {
+  unsigned item, h;  // item = (batch entry, head)
+  int64_t batch;
+  int first;     // row
+  float* state;  // of that row
+  __device__ __forceinline__ TiedTile(const StateUpdate<T>& v, unsigned tile) {
+    item = tile / v.blocks, h = item % v.heads, batch = item / v.heads;
+    first = int(tile - item * v.blocks) * kTiedRows;
+    state = v.state + batch * v.stateBatch + h * v.stateHead + first * v.stateRow;
+  }
+};
+struct TiedTeams {
+  unsigned tiles;         // a team each
+  unsigned early, ahead;  // the first teams ask for their tile, and for the one that far behind it, before they wait
+};
+
+// Loads that pass the L1 cache by; stores that do, and leave the L2 cache first.
+__device__ __forceinline__ float4 loadPassing(const float* from) {
+  float4 x;
+  asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(from));
+  return x;
+}
+__device__ __forceinline__ uint64_t leavesFirst() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void storePassing(float* to, const float4& x, uint64_t policy) {
+  asm volatile("st.global.L1::no_allocate.L2::cache_hint.v4.f32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z),
+               "f"(x.w), "l"(policy)
+               : "memory");
+}
 
 // A team takes R rows of a head, at most as many as it has lanes; its lane r takes what belongs to row r.
 template <class T>
 __global__ void __launch_bounds__(kTiedThreads, kTiedBlocks) selectiveStateUpdateTiedKernel(const __grid_constant__ StateUpdate<T> v,
-                                                                                              unsigned tiles) {
+                                                                                              TiedTeams teams) {
   constexpr int R = kTiedRows;
-  const unsigned lane = threadIdx.x & (v.lanes - 1), teams = kTiedThreads / unsigned(v.lanes);
-  const unsigned place = blockIdx.x * teams + threadIdx.x / unsigned(v.lanes), tile = min(place, tiles - 1);
-  const unsigned item = tile / v.blocks, h = item % v.heads;
-  const int64_t batch = item / v.heads, group = h / v.headsPerGroup;
-  const int first = int(tile - item * v.blocks) * R, n = int(lane) * 4, count = place < tiles && n < v.states ? min(R, v.rows - first) : 0;
-  float* const state = v.state + batch * v.stateBatch + h * v.stateHead + first * v.stateRow + n;
+  const unsigned lane = threadIdx.x & (v.lanes - 1), place = (blockIdx.x * blockDim.x + threadIdx.x) / unsigned(v.lanes);
+  const int n = int(lane) * 4;
+  const auto ask = [&](unsigned tile) {
+    if (tile >= teams.tiles || n >= v.states || n % 32) return;  // a line is 32 floats
+    const TiedTile<T> t(v, tile);
+#pragma unroll
+    for (int r = 0; r < R; r++)
+      if (t.first + r < v.rows) prefetchLine(t.state + r * v.stateRow + n);
+  };
+  if (place < teams.early) ask(place), ask(place + teams.ahead);
+
+  const TiedTile<T> tile(v, min(place, teams.tiles - 1));
+  const int64_t batch = tile.batch, group = tile.h / v.headsPerGroup;
+  const int first = tile.first, count = place < teams.tiles && n < v.states ? min(R, v.rows - first) : 0;
+  float* const state = tile.state + n;
   const T *const pb = v.b + batch * v.bBatch + group * v.bGroup + n, *const pc = v.c + batch * v.cBatch + group * v.cGroup + n;
   const int row = min(first + int(lane % R), v.rows - 1);
-  RawScalar dt(v.dt, batch, h, 0), bias(v.bias, 0, h, 0), rate(StateOperand{v.a, v.aDtype, 0, 1, 0}, 0, h, 0);
-  RawScalar x(v.x, batch, h, row), skip(v.skip, 0, h, row), gate(v.gate, batch, h, row);
+  RawScalar dt(v.dt, batch, tile.h, 0), bias(v.bias, 0, tile.h, 0), rate(StateOperand{v.a, v.aDtype, 0, 1, 0}, 0, tile.h, 0);
+  RawScalar x(v.x, batch, tile.h, row), skip(v.skip, 0, tile.h, row), gate(v.gate, batch, tile.h, row);
 
   awaitEarlierKernels();
   // All loads, before anything that waits for one.
   float4 s[R];
 #pragma unroll
   for (int r = 0; r < R; r++)
-    if (r < count) s[r] = *reinterpret_cast<const float4*>(state + r * v.stateRow);
+    if (r < count) s[r] = loadPassing(state + r * v.stateRow);
   dt.load(), rate.load(), bias.load(), x.load();
   Pack<T, 4> b = {}, c = {};
   if (n < v.states) b = *reinterpret_cast<const Pack<T, 4>*>(pb), c = *reinterpret_cast<const Pack<T, 4>*>(pc);
   skip.load(), gate.load();
 
+  const uint64_t policy = leavesFirst();
   float step = dt.value();
   if (bias.at) step += bias.value();
   if (v.softplus) step = softplusFor<float>(step);
@@ -177,7 +227,7 @@ __global__ void __launch_bounds__(kTiedThreads, kTiedBlocks) selectiveStateUpdat
     s[r].x = fmaf(decay, s[r].x, input * vb[0]), s[r].y = fmaf(decay, s[r].y, input * vb[1]);
     s[r].z = fmaf(decay, s[r].z, input * vb[2]), s[r].w = fmaf(decay, s[r].w, input * vb[3]);
     sum[r] = fmaf(vc[3], s[r].w, fmaf(vc[2], s[r].z, fmaf(vc[1], s[r].y, vc[0] * s[r].x)));
-    __stcs(reinterpret_cast<float4*>(state + r * v.stateRow), s[r]);
+    storePassing(state + r * v.stateRow, s[r], policy);
   }
   for (int offset = v.lanes / 2; offset > 0; offset /= 2)
 #pragma unroll
@@ -187,7 +237,8 @@ __global__ void __launch_bounds__(kTiedThreads, kTiedBlocks) selectiveStateUpdat
   for (int r = 1; r < R; r++) result = int(lane) == r ? sum[r] : result;
   if (skip.at) result = fmaf(skip.value(), own, result);
   if (gate.at) result *= siluFor<float>(gate.value());
-  if (place < tiles && lane < R && first + int(lane) < v.rows) v.out[int64_t(item) * v.rows + first + lane] = fromFloat<T>(result);
+  if (place < teams.tiles && lane < R && first + int(lane) < v.rows)
+    v.out[int64_t(tile.item) * v.rows + first + lane] = fromFloat<T>(result);
 }
 
 }  // namespace mm::cuda

@@ -88,17 +88,8 @@ int residentClusters(const MMCall* c, void (*kernel)(P...), int blocks, int thre
 // As launch(), in clusters of `blocks` blocks, which the grid is a multiple of.
 template <class... P, class... A>
 int32_t launchClusters(const MMCall* c, void (*kernel)(P...), int blocks, dim3 grid, dim3 block, size_t shared, A... args) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return MM_OK;
-  const Stream& s = *static_cast<const Stream*>(c->stream);
-  use(s);
-  cudaError_t status =
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   cudaLaunchAttribute attribute = clusterOf(blocks);
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = s.handle;
-  config.attrs = &attribute, config.numAttrs = 1;
-  if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
-  return status == cudaSuccess ? launched(c) : checked(s, status, c->error, c->error_size);
+  return launchWith(c, &attribute, 1, kernel, grid, block, shared, args...);
 }
 
 }  // namespace mm::cuda

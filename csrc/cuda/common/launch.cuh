@@ -25,19 +25,27 @@ inline int32_t launched(const MMCall* c) {
   return checked(s, status, c->error, c->error_size);
 }
 
-// Puts kernel(args...) on the call's stream. An empty grid is nothing to do. `shared`: bytes of dynamic shared memory.
-//   return launch(c, rmsNormKernel<T>, dim3(rows), dim3(256), 0, x, y, n);
+// Puts kernel(args...) on the call's stream, with launch attributes. An empty grid is nothing to do. `shared`: bytes of dynamic shared
+// memory.
 template <class... P, class... A>
-int32_t launch(const MMCall* c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+int32_t launchWith(const MMCall* c, cudaLaunchAttribute* attributes, unsigned count, void (*kernel)(P...), dim3 grid, dim3 block,
+                   size_t shared, A... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return MM_OK;
   const Stream& s = *static_cast<const Stream*>(c->stream);
   use(s);
-  if (shared > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (status != cudaSuccess) return checked(s, status, c->error, c->error_size);
-  }
-  kernel<<<grid, block, shared, s.handle>>>(static_cast<P>(args)...);
-  return launched(c);
+  cudaError_t status = cudaSuccess;
+  if (shared > 48 * 1024)
+    status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = s.handle;
+  config.attrs = attributes, config.numAttrs = count;
+  if (status == cudaSuccess) status = cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+  return status == cudaSuccess ? launched(c) : checked(s, status, c->error, c->error_size);
+}
+//   return launch(c, rmsNormKernel<T>, dim3(rows), dim3(256), 0, x, y, n);
+template <class... P, class... A>
+int32_t launch(const MMCall* c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+  return launchWith(c, nullptr, 0, kernel, grid, block, shared, args...);
 }
 
 // Kernels that overlap with their neighbours on the stream (programmatic dependent launch, from capability 9.0 on): the blocks may
@@ -49,6 +57,10 @@ __device__ __forceinline__ void awaitEarlierKernels() {
   asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
 #endif
 }
+
+// Asks for the 128 bytes around an address to come into the L2 cache. That may be before awaitEarlierKernels(), for memory that the
+// kernel will read: all kernels meet in this cache, so that what earlier ones still write is there when it is read.
+__device__ __forceinline__ void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // Whether kernels run as code that knows how to wait: the device's own capability is not enough, as older code may serve it.
 template <int = 0>
@@ -71,21 +83,11 @@ inline bool overlaps(const Device& device) {
 template <class... P, class... A>
 int32_t launchOverlapping(const MMCall* c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
   const Stream& s = *static_cast<const Stream*>(c->stream);
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return MM_OK;
   use(s);
-  if (!overlaps(*s.device)) return launch(c, kernel, grid, block, shared, args...);
-  if (shared > 48 * 1024) {
-    const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
-    if (status != cudaSuccess) return checked(s, status, c->error, c->error_size);
-  }
-  cudaLaunchAttribute overlap{};
+  cudaLaunchAttribute overlap = {};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared, config.stream = s.handle;
-  config.attrs = &overlap, config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
-  return launched(c);
+  return launchWith(c, &overlap, overlaps(*s.device) ? 1 : 0, kernel, grid, block, shared, args...);
 }
 
 inline cudaStream_t streamOf(const MMCall* c) { return static_cast<const Stream*>(c->stream)->handle; }

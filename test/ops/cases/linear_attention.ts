@@ -42,6 +42,7 @@ const shapes: [string, Options][] = [
   ['130 steps', { B: 2, T: 130, H: 2, K: 19, V: 17, initial: true }],
   ['517 steps, one head', { T: 517, H: 1, K: 8, V: 16, initial: true }],
   ['517 steps, many heads', { T: 517, H: 8, K: 4, V: 4 }],
+  ['300 steps, wide heads', { T: 300, K: 128, V: 128, initial: true }],
   ['no sequences', { B: 0, T: 5 }],
   ['no steps', { B: 2, T: 0, initial: true }],
   ['packed', { T: 150, cu: [0, 3, 67, 68, 68, 150] }],

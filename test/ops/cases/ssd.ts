@@ -52,6 +52,8 @@ export const cases: OpCase[] = [
   make('130 steps with everything', { B: 2, L: 130, H: 4, G: 2, P: 17, N: 19, D: 'hp', z: true, initial: true }),
   make('517 steps, one head', { L: 517, H: 1, P: 16, N: 8, initial: true }),
   make('517 steps, many heads', { L: 517, H: 8, G: 8, P: 4, N: 4, D: 'h' }),
+  make('wide heads, two to a group', { L: 300, P: 64, N: 128, D: 'h', initial: true }),
+  make('wide heads with everything', { B: 2, L: 130, G: 2, P: 128, N: 128, D: 'hp', z: true, initial: true }),
   make('no sequences', { B: 0, L: 9 }),
   make('no steps', { B: 2, L: 0, initial: true }),
   make('packed', { L: 150, D: 'h', z: true, cu: [0, 3, 67, 68, 68, 150] }),
