@@ -59,7 +59,7 @@ struct HopperTiles {
   static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes;
   static constexpr int results = parts + partBytes, resultBytes = 16 * 64;  // 16 rows of 32 channels, for every warp of the outputs
   static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
-  static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: a ring by turn and block
+  static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: by turn and block
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
   // used mine.
   enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
@@ -149,10 +149,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   // Every role walks on its own, as registers that all had in common would be spilled where any of them has too few.
   const HopperShare& mine = *reinterpret_cast<const HopperShare*>(shared + Tiles::share);
   const auto startOf = [&](const HopperWalk& at) { return (int64_t(at.step) * R + rank) * kHopperChunk; };
-  const auto decaysOf = [&](const HopperWalk& at) { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
+  const auto decaysOf = [&](const HopperWalk& at) {
+    return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes);
+  };
   // The decays through the chunks of a turn, by block. A slot is written anew four turns later: by a block whose outputs have had the
   // state of the next turn, for which all blocks are done with this one.
-  const auto throughsOf = [&](uint32_t turn) { return reinterpret_cast<const float*>(shared + Tiles::throughs) + turn % Tiles::throughTurns * R; };
+  const auto throughsOf = [&](uint32_t turn) {
+    return reinterpret_cast<const float*>(shared + Tiles::throughs) + turn % Tiles::throughTurns * R;
+  };
   const auto awaitThroughs = [&](const HopperWalk& at) {
     waitBarrier(bar(Tiles::THROUGHS_FULL + at.turn % Tiles::throughTurns), int(at.turn / Tiles::throughTurns % 2));
   };
@@ -289,8 +293,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           __syncwarp();
           if (self == 0) {
             const uint32_t rows = 16 * first * Tiles::rowBytes;
-            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), base + Tiles::staged + c * Tiles::slabBytes + rows,
-                        32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
+            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c),
+                        base + Tiles::staged + c * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
           }
         }
         releaseParts();
