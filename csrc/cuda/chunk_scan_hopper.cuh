@@ -14,13 +14,17 @@
 //            behind the other products, and the next chunk's q k^T runs while y is written
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.78 (0.81 where the card is hot), where reading and writing everything once at 3.0 TB/s
-// takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to the cluster, and waits for all stores to memory,
-// 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33 against 1.11; the fence for the
-// state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; S_c in f32 between blocks 0.91 against 0.83; the state sent
+// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.82 under lasting load, which the card's power binds (0.74 before it does), where
+// reading and writing everything once at 3.0 TB/s takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to
+// the cluster, and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache
+// holds, 1.33 against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent
 // piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
-// against 0.83; one walk for all roles, whose registers were spilled to memory that no cache had room for, and decays converted as they
-// were loaded, which waits for them, 0.88 against 0.78. R = 8 where that leaves fewer steps to the busiest cluster.
+// against 0.83; S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled
+// to memory that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile
+// staged before the last one is used, or two tiles of it, 0.84 against 0.82; weights of the first 64 keys by way of c_63, more code,
+// 0.88 against 0.83; y's second half packed while its first is stored, 0.89 against 0.81.
+// What is left: a warp of the outputs issues in 16 % of its cycles and waits in 15 for shared memory and ex2, in 14 for its own results,
+// in 13 for its turn, in 9 for instructions, in 5 for the state. R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
@@ -55,7 +59,7 @@ struct HopperTiles {
   static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes;
   static constexpr int results = parts + partBytes, resultBytes = 16 * 64;  // 16 rows of 32 channels, for every warp of the outputs
   static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
-  static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: a ring by turn and block
+  static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: by turn and block
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
   // used mine.
   enum { KEYS_FULL, VALUES_FULL = 2, QUERIES_FULL = 4, DECAYS_FULL = 6, KEYS_FREE = 8, VALUES_FREE = 10, QUERIES_FREE = 12,
@@ -145,10 +149,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   // Every role walks on its own, as registers that all had in common would be spilled where any of them has too few.
   const HopperShare& mine = *reinterpret_cast<const HopperShare*>(shared + Tiles::share);
   const auto startOf = [&](const HopperWalk& at) { return (int64_t(at.step) * R + rank) * kHopperChunk; };
-  const auto decaysOf = [&](const HopperWalk& at) { return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes); };
+  const auto decaysOf = [&](const HopperWalk& at) {
+    return reinterpret_cast<const float*>(shared + Tiles::decays + at.stage() * Tiles::decayBytes);
+  };
   // The decays through the chunks of a turn, by block. A slot is written anew four turns later: by a block whose outputs have had the
   // state of the next turn, for which all blocks are done with this one.
-  const auto throughsOf = [&](uint32_t turn) { return reinterpret_cast<const float*>(shared + Tiles::throughs) + turn % Tiles::throughTurns * R; };
+  const auto throughsOf = [&](uint32_t turn) {
+    return reinterpret_cast<const float*>(shared + Tiles::throughs) + turn % Tiles::throughTurns * R;
+  };
   const auto awaitThroughs = [&](const HopperWalk& at) {
     waitBarrier(bar(Tiles::THROUGHS_FULL + at.turn % Tiles::throughTurns), int(at.turn / Tiles::throughTurns % 2));
   };
@@ -285,8 +293,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           __syncwarp();
           if (self == 0) {
             const uint32_t rows = 16 * first * Tiles::rowBytes;
-            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c), base + Tiles::staged + c * Tiles::slabBytes + rows,
-                        32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
+            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c),
+                        base + Tiles::staged + c * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
           }
         }
         releaseParts();

@@ -38,7 +38,8 @@ __device__ __forceinline__ uint32_t bitsOf(const void* data, int dtype, int64_t 
   return dtype == MM_F32 ? static_cast<const uint32_t*>(data)[i] : static_cast<const uint16_t*>(data)[i];
 }
 __device__ __forceinline__ float valueOf(uint32_t bits, int dtype) {
-  return dtype == MM_F32 ? __uint_as_float(bits) : dtype == MM_BF16 ? __uint_as_float(bits << 16) : toFloat(__ushort_as_half(uint16_t(bits)));
+  if (dtype == MM_F32) return __uint_as_float(bits);
+  return dtype == MM_BF16 ? __uint_as_float(bits << 16) : toFloat(__ushort_as_half(uint16_t(bits)));
 }
 
 struct HopperSteps {
