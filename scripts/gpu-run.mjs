@@ -92,10 +92,10 @@ async function tests() {
 async function sanitize() {
   const tools = ['memcheck', 'racecheck', 'initcheck', 'synccheck'];
   const folder = (tool) => join(out, 'logs', `sanitize-${tool}`);
-  await Promise.all(tools.map((tool) => step(`sanitize-${tool}`, ['scripts/sanitize.mjs', '--device', device, '--tools', tool, '--jobs', '3', '--out', folder(tool)])));
+  await Promise.all(tools.map((tool) => step(`sanitize-${tool}`, ['scripts/sanitize.mjs', '--device', device, '--tools', tool, '--jobs', '4', '--out', folder(tool)])));
   const { machine } = await import(join(root, 'dist', 'bench', 'machine.js'));
   const reports = tools.map((tool) => JSON.parse(readFileSync(join(folder(tool), 'summary.json'), 'utf8')));
-  write('cuda-sanitizer.json', { machine: { ...machine(device), command: 'npm run sanitize -- --tools T --jobs 3, for each tool T' }, ...Object.assign({}, ...reports) });
+  write('cuda-sanitizer.json', { machine: { ...machine(device), command: 'npm run sanitize -- --tools T --jobs 4, for each tool T' }, ...Object.assign({}, ...reports) });
 }
 
 async function training() {

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
     for (int i = 0; i < Tiles::throughTurns; i++) initBarrier(bar(Tiles::THROUGHS_FULL + i), 1);
-    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 1);
+    initBarrier(bar(Tiles::PARTS_FULL), 1), initBarrier(bar(Tiles::STATE_FULL), 3);
     initBarrier(bar(Tiles::PARTS_FREE), 2 * R), initBarrier(bar(Tiles::STATE_FREE), 8 * R);
     fenceBarriers();
   }
@@ -267,10 +267,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         awaitThroughs(at);
         awaitParts();
         waitBarrier(bar(Tiles::STATE_FREE), at.parity() ^ 1);
-        if (warp == 2 && self == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes);
+        if (warp == 2 && self == 0) arriveExpecting(bar(Tiles::STATE_FULL), Tiles::stateBytes - Tiles::slabBytes);
 #pragma unroll 1
         for (int c = 0; c < R; c++) {
           const float through = throughs[c];
+          // Its own state a block writes where it is used, those of the others from where they are copied.
+          const uint32_t to = stored + (c == rank ? Tiles::state - Tiles::staged : 0) + c * Tiles::slabBytes;
           load(c);
 #pragma unroll
           for (int m = 0; m < 2; m++) {
@@ -280,7 +282,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
               uint32_t words[4];
 #pragma unroll
               for (int i = 4 * k; i < 4 * k + 4; i++) words[i % 4] = pack2<T>(x[4 * (i % J) + i / J * 2], x[4 * (i % J) + i / J * 2 + 1]);
-              stmatrix4(stored + c * Tiles::slabBytes + (16 * m + 8 * k) * Tiles::rowBytes, words);
+              stmatrix4(to + (16 * m + 8 * k) * Tiles::rowBytes, words);
             }
 #pragma unroll
             for (int i = 0; i < 2 * J; i++) {
@@ -291,7 +293,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           }
           fenceAsyncProxy();
           __syncwarp();
-          if (self == 0) {
+          if (self == 0 && c == rank) arrive(bar(Tiles::STATE_FULL));
+          else if (self == 0) {
             const uint32_t rows = 16 * first * Tiles::rowBytes;
             copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c),
                         base + Tiles::staged + c * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));

@@ -38,6 +38,7 @@ export const cases: OpCase[] = [
   make('130 tokens, odd channels', { L: 130, H: 3, D: 20, attrs: causal }),
   make('130 tokens, 8 heads a group', { L: 130, H: 8, Hk: 1, D: 16, attrs: causal }),
   make('517 tokens, one head', { L: 517, H: 1, D: 16, attrs: causal }),
+  make('128 channels', { L: 200, H: 2, Hk: 1, D: 128, attrs: causal }),
   make('256 channels', { L: 40, Lk: 70, H: 2, Hk: 1, D: 256, attrs: causal }),
   make('1100 keys in pieces', { L: 40, Lk: 1100, H: 2, Hk: 1, D: 8, attrs: causal }),
   make('more keys than queries', { L: 5, Lk: 137, H: 4, Hk: 2, D: 33, attrs: causal }),

@@ -40,6 +40,7 @@ export const cases: OpCase[] = [
   make('one query, other lengths', { Lmax: 130, lengths: [130, 7, 65, 0] }),
   make('three splits', { Lmax: 1100, lengths: [1100, 517], H: 3, Hk: 1 }),
   make('odd channels', { Lmax: 70, lengths: [33, 70], D: 20 }),
+  make('128 channels', { Lmax: 300, lengths: [300, 70], H: 4, Hk: 2, D: 128 }),
   make('256 channels, 8 heads a group', { Lmax: 65, lengths: [65], H: 8, Hk: 1, D: 256 }),
   make('three queries', { Lq: 3, Lmax: 40, lengths: [40, 17, 2] }),
   make('three queries, no mask, given scale', { Lq: 3, Lmax: 40, lengths: [40, 17, 2], attrs: { causal: false, scale: 0.3 } }),
