@@ -1,7 +1,7 @@
 // `npm run prebuild`: makes prebuilds/<platform>/ for `npm pack`, from a checkout that has been built or not. Three binaries, all for
 // glibc 2.28 and stripped: the addon, oneDNN, and with nvcc the CUDA library.
 //
-//   --arch 90a     GPU architectures of the CUDA library; default all of a release (scripts/build-cuda.mjs), half an hour to an hour on two cores
+//   --arch 90a     GPU architectures of the CUDA library; default all of a release (scripts/build-cuda.mjs), about half an hour on two cores
 //   --no-cuda      without the CUDA library
 //   --no-onednn    without oneDNN: products of bf16 run at half the speed, those of f32 as fast
 import { execFileSync, spawnSync } from 'node:child_process';
