@@ -12,6 +12,7 @@ const root = join(import.meta.dirname, '..', '..');
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
 const json = (command, args, cwd = root) => JSON.parse(execFileSync(command, args, { cwd, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'], maxBuffer: 1 << 28 }));
 
+const load = loadavg()[0]; // before this program's own work is in it
 const sizes = json(process.execPath, [join(import.meta.dirname, 'check-package.mjs')]);
 const base = mkdtempSync(join(tmpdir(), 'mmmamba-measure-'));
 execFileSync('npm', ['pack', '--silent', '--ignore-scripts', '--pack-destination', base], { cwd: root, stdio: 'ignore' });
@@ -48,7 +49,7 @@ try {
     machine: `${cpus()[0].model.trim()}, ${cpus().length} cores, ${(totalmem() / 2 ** 30).toFixed(0)} GiB, Node ${process.version}`,
     date: new Date().toISOString(),
     commit: git('rev-parse', '--short=12', 'HEAD') + (git('status', '--porcelain') ? ' and changes' : ''),
-    load: loadavg()[0],
+    load,
     cold: runs.every(({ cold }) => cold),
     secondsToInstall: median(runs.map(({ install }) => install)),
     secondsToFirstResult: median(runs.map(({ firstResult }) => firstResult)),
