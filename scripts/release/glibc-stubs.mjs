@@ -68,8 +68,9 @@ export function linkFlags(folder) {
     '-static-libstdc++', // of the compiler's version, so the system's may be older
     `-Wl,--version-script=${join(import.meta.dirname, 'exports.map')}`, // and its symbols stay inside: Node has a copy of its own
     '-Wl,--no-as-needed',
-    join(system, 'libdl.so.2'), // empty here; where glibc is older than 2.34 they hold dlopen and the threads
+    join(system, 'libdl.so.2'), // empty here, as the next two; where glibc is older than 2.34 they hold dlopen and the threads
     join(system, 'libpthread.so.0'),
+    join(system, 'librt.so.1'), // shm_open, for the CUDA runtime
     join(system, 'ld-linux-x86-64.so.2'), // __tls_get_addr
     '-Wl,--as-needed',
   ];

@@ -23,7 +23,7 @@ try {
     mm.matmul({ a: matrix, b: matrix }).toFloat32().then(([first]) => {
       const [cpu, cuda] = mm.backends();
       console.log(JSON.stringify({ glibc: process.report.getReport().header.glibcVersionRuntime, first, gemm: cpu.devices[0].gemm, cuda: cuda.reason }, null, 1));
-      if (first !== 256) process.exit(1);
+      if (first !== 256 || /symbol|GLIBC|cannot open/.test(cuda.reason)) process.exit(1);
     });`;
   const loader = join(libraries[0], 'ld-linux-x86-64.so.2');
   execFileSync(loader, ['--library-path', libraries.join(':'), process.execPath, '-e', text], { cwd: project, stdio: 'inherit' });
