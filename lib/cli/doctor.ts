@@ -34,7 +34,7 @@ async function machine(): Promise<Check[]> {
     { name: 'platform', status: 'ok', found: `${process.platform}-${process.arch}, ${cLibrary()}` },
     { name: 'node', status: recent ? 'ok' : 'fail', found: process.version, remedy: recent ? undefined : 'install Node.js 20.19 or newer' },
     {
-      name: 'cpu',
+      name: 'processor',
       status: 'ok',
       found: `${cpus()[0]?.model.trim() ?? 'unknown'}, ${availableParallelism()} threads usable; ${cpuFeatures().join(' ') || 'features unknown'}`,
     },

@@ -86,7 +86,7 @@ test('the doctor looks at machine, addon, oneDNN, pictures and cache', async (t)
   const checks = JSON.parse(stdout) as { name: string; status: string; remedy?: string }[];
   t.deepEqual(
     checks.map(({ name }) => name),
-    ['platform', 'node', 'cpu', 'memory', 'addon', 'cpu', 'oneDNN', 'cuda', 'sharp', 'emoji drawings', 'cache'],
+    ['platform', 'node', 'processor', 'memory', 'addon', 'cpu', 'oneDNN', 'cuda', 'sharp', 'emoji drawings', 'cache'],
   );
   writeFileSync(join(folder, 'a-file'), '');
   const broken = await mmmamba(['doctor'], { MMMAMBA_NATIVE_PATH: join(folder, 'none.node'), XDG_CACHE_HOME: join(folder, 'a-file') });
