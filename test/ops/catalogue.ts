@@ -37,16 +37,16 @@ export function bySize(cases: readonly OpCase[]): OpCase[] {
 }
 
 /** Rows as wide as the kernels for tensor cores ask for. */
-const isWide = (c: OpCase): boolean => Object.values(c.inputs).flat().some(({ shape }) => shape.length > 2 && shape.at(-1)! % 128 === 0);
+const isWide = (c: OpCase): boolean => Object.values(c.inputs).flat().some(({ shape }) => shape.length > 2 && shape.at(-1)! % 64 === 0);
 
 /**
- * Of one op's cases the two smallest that hold anything, two of some thousand elements, and the two smallest that tensor cores take:
+ * Of one op's cases the two smallest that hold anything, two of some thousand elements, and the three smallest that tensor cores take:
  * enough for a sanitizer.
  */
 export function smallestCases(cases: readonly OpCase[]): OpCase[] {
   const list = bySize(cases).filter((c) => numel(c) > 0 || Object.keys(c.inputs).length === 0);
   const more = list.slice(2).filter((c) => numel(c) >= 2000);
-  return [...new Set([...list.slice(0, 2), ...(more.length ? more.slice(0, 2) : list.slice(2).slice(-2)), ...list.filter(isWide).slice(0, 2)])];
+  return [...new Set([...list.slice(0, 2), ...(more.length ? more.slice(0, 2) : list.slice(2).slice(-2)), ...list.filter(isWide).slice(0, 3)])];
 }
 
 /** Small cases of every op, a few each: what child processes run. */
