@@ -28,27 +28,12 @@ function sanitizer() {
   process.exit(2);
 }
 
-/**
- * What a tool has to be told, in the words that this version of it has. racecheck: that a warp's lane arrives at a barrier for all of
- * them, behind __syncwarp(). initcheck: to leave out the kernel whose input bulk copies store, which the tool does not follow (the op
- * tests fill that memory with NaNs first).
- */
-function optionsOf(command, tool) {
-  const help = spawnSync(command, ['--help'], { encoding: 'utf8' }).stdout;
-  const known = (...names) => names.find((name) => help.includes(name));
-  const barriers = known('--racecheck-indirect-barrier-dependency');
-  const exclude = known('--kernel-name-exclude', '--exclude');
-  if (tool === 'racecheck' && barriers) return [barriers, 'yes'];
-  if (tool === 'initcheck' && exclude) return [exclude, 'kernel_substring=attentionOrderedQueriesKernel'];
-  return [];
-}
-
 /** One process: a part of the cases under a tool. */
 function run(command, tool, part, jobs) {
   const name = join(values.out, `${tool}-${part}`);
   const tests = [join(root, 'dist', 'test', 'ops', 'main.js'), '--device', values.device, '--small', '--part', `${part}/${jobs}`, '--json', `${name}.json`];
   for (const option of ['only', 'dtype']) if (values[option]) tests.push(`--${option}`, values[option]);
-  const child = spawn(command, ['--tool', tool, ...optionsOf(command, tool), '--log-file', `${name}.log`, '--print-limit', '100', process.execPath, ...tests], {
+  const child = spawn(command, ['--tool', tool, '--log-file', `${name}.log`, '--print-limit', '100', process.execPath, ...tests], {
     cwd: root,
     env: { ...process.env, MMMAMBA_CUDA_CACHE: '0', MMMAMBA_THREADS: '1' },
     stdio: ['ignore', 'pipe', 'pipe'],

@@ -2,7 +2,7 @@
  * The training recipe: settings, the three stages, data, metrics and report.
  * @module mmmamba/train
  */
-export { parseModelConfig } from '../models/config-file.js';
+export { parseModelConfig, readModelConfig } from '../models/config-file.js';
 export {
   distillSchema,
   loadDistillConfig,

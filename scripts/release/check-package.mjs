@@ -15,12 +15,22 @@ const broken = [];
 const budget = { cpu: 15, cuda: 40 };
 /** What every Linux with Node has. The CUDA runtime is inside the CUDA library; oneDNN and cuBLASLt are opened when they are there. */
 const allowed = ['libc.so.6', 'libm.so.6', 'libdl.so.2', 'libpthread.so.0', 'librt.so.1', 'libgcc_s.so.1', 'ld-linux-x86-64.so.2'];
+/** What older glibc has outside of libc.so.6 (since 2.34 it has all): who wants such a name has to name the library too. */
+const elsewhere = {
+  'libdl.so.2': /^dl(open|mopen|sym|vsym|close|error|addr)$/,
+  'libpthread.so.0': /^(pthread_(create|join|detach|once|key_\w+|spin_\w+|rwlock\w*)|sem_\w+)$/,
+  'librt.so.1': /^(shm|mq|aio|timer)_\w+$/,
+};
 
 function binary(name) {
   const path = join(folder, name);
   const needed = [...execFileSync('readelf', ['-d', path], { encoding: 'utf8' }).matchAll(/\(NEEDED\).*\[(.+)\]/g)].map(([, library]) => library);
   for (const library of needed) if (!allowed.includes(library)) broken.push(`${name} needs ${library}`);
   const wanted = dynamicSymbols(path).filter(({ defined }) => !defined);
+  for (const [library, names] of Object.entries(elsewhere)) {
+    const symbol = wanted.find((each) => names.test(each.name));
+    if (symbol && !needed.includes(library)) broken.push(`${name} wants ${symbol.name} without naming ${library}, which has it before glibc 2.34`);
+  }
   const spell = (symbols) => `${symbols.slice(0, 3).map((symbol) => symbol.name).join(', ')}${symbols.length > 3 ? ` and ${symbols.length - 3} more` : ''}`;
   const cpp = wanted.filter(({ version }) => /^(GLIBCXX|CXXABI)_/.test(version));
   if (cpp.length > 0) broken.push(`${name} wants ${spell(cpp)} from the system's C++ library`);

@@ -2,7 +2,7 @@
 // many), without its GPU half, OpenMP and OpenCL, so that it needs nothing but libc. Of its primitives matrix products alone, and of
 // those the brgemm kernels alone, which are written at run time for AVX2, AVX-512 and AMX: what they do not take, csrc/cpu/gemm.cc does
 // faster than oneDNN's other ways. That is 5 MB and some minutes of compiling in place of 21 MB and forty. Once: the result stays in
-// .cache/onednn.
+// .cache/onednn, and is only linked again where the flags or the functions that it shows have changed.
 import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -46,10 +46,14 @@ export function oneDnn(root, linkFlags) {
   const folder = join(root, '.cache', 'onednn');
   const [from, build] = [join(folder, `oneDNN-${version}`), join(folder, 'build')];
   const library = join(build, 'src', `libdnnl.so.${version.split('.')[0]}`);
-  if (!existsSync(library)) {
-    mkdirSync(build, { recursive: true });
-    if (!existsSync(from)) fetch(folder, from);
-    const link = [...linkFlags.filter((flag) => !flag.includes('version-script')), `-Wl,--version-script=${exportsOf(folder, root)}`];
+  mkdirSync(build, { recursive: true });
+  if (!existsSync(from)) fetch(folder, from);
+  const map = exportsOf(folder, root);
+  const link = [...linkFlags.filter((flag) => !flag.includes('version-script')), `-Wl,--version-script=${map}`];
+  const record = join(folder, 'linked');
+  const linked = `${link.join('\n')}\n${readFileSync(map, 'utf8')}`;
+  if (!existsSync(library) || !existsSync(record) || readFileSync(record, 'utf8') !== linked) {
+    if (existsSync(library)) rmSync(realpathSync(library));
     const run = (...args) => execFileSync('cmake', args, { stdio: ['ignore', 'ignore', 'inherit'] });
     // What is compiled here writes the kernels, and at -O3 that takes three times as long.
     run(
@@ -59,6 +63,7 @@ export function oneDnn(root, linkFlags) {
       `-DCMAKE_SHARED_LINKER_FLAGS=-Wl,--gc-sections,-z,defs ${link.join(' ')}`,
     );
     run('--build', build, '--parallel', String(availableParallelism()), '--target', 'dnnl');
+    writeFileSync(record, linked);
   }
   const licences = ['LICENSE', 'THIRD-PARTY-PROGRAMS'].map((name) => join(from, name)).filter((path) => existsSync(path));
   return { library: realpathSync(library), licences, include: [join(from, 'include'), join(build, 'include')] };

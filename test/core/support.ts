@@ -28,13 +28,10 @@ export interface Ended {
   stderr: string;
 }
 
-const library = pathToFileURL(join(packageRoot, 'dist', 'lib', 'index.js')).href;
-
-/** Runs an ES module text in a child process; in it, `mm` is the library. */
-export function runScript(body: string, options: { env?: Record<string, string>; flags?: string[]; lazy?: boolean } = {}): Promise<Ended> {
-  const text = (options.lazy ? `const load = () => import('${library}');\n` : `import * as mm from '${library}';\n`) + body;
+/** Runs a program to its end. */
+export function ended(command: string, args: string[], options: { cwd?: string; env?: NodeJS.ProcessEnv } = {}): Promise<Ended> {
   return new Promise((resolve, reject) => {
-    const child = spawn(process.execPath, [...(options.flags ?? []), '--input-type=module', '-e', text], { env: { ...process.env, ...options.env } });
+    const child = spawn(command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
     let stdout = '';
     let stderr = '';
     child.stdout.on('data', (d: Buffer) => (stdout += d.toString()));
@@ -42,4 +39,12 @@ export function runScript(body: string, options: { env?: Record<string, string>;
     child.on('error', reject);
     child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }));
   });
+}
+
+const library = pathToFileURL(join(packageRoot, 'dist', 'lib', 'index.js')).href;
+
+/** Runs an ES module text in a child process; in it, `mm` is the library. */
+export function runScript(body: string, options: { env?: Record<string, string>; flags?: string[]; lazy?: boolean } = {}): Promise<Ended> {
+  const text = (options.lazy ? `const load = () => import('${library}');\n` : `import * as mm from '${library}';\n`) + body;
+  return ended(process.execPath, [...(options.flags ?? []), '--input-type=module', '-e', text], { env: { ...process.env, ...options.env } });
 }

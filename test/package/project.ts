@@ -1,10 +1,11 @@
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { packageRoot } from '../../lib/native/loader.js';
 import { artists } from '../../lib/train/data/emoji/artists.js';
+import { ended, type Ended } from '../core/support.js';
 
 /*
  * The package as somebody has it who typed `npm install`: packed here, installed from the file into an empty project outside of this
@@ -87,32 +88,17 @@ export function copyOfProject(): Project & { remove(): void } {
   return { ...from, folder, installed: join(modules, 'mmmamba'), remove: () => rmSync(folder, { recursive: true, force: true }) };
 }
 
-export interface Ended {
-  code: number | null;
-  signal: string | null;
-  stdout: string;
-  stderr: string;
-}
-
 /** Runs node in the project as its user would: without network and compiler. */
 export function node(args: string[], where: Pick<Project, 'folder' | 'env'> = project(), env: NodeJS.ProcessEnv = {}, executable = process.execPath): Promise<Ended> {
   const [command, ...before] = [...offline, executable];
-  return new Promise((resolve, reject) => {
-    const child = spawn(command!, [...before, ...args], { cwd: where.folder, env: { ...where.env, ...env } });
-    let stdout = '';
-    let stderr = '';
-    child.stdout.on('data', (d: Buffer) => (stdout += d.toString()));
-    child.stderr.on('data', (d: Buffer) => (stderr += d.toString()));
-    child.on('error', reject);
-    child.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }));
-  });
+  return ended(command!, [...before, ...args], { cwd: where.folder, env: { ...where.env, ...env } });
 }
 
 /** Writes a script into the project and runs it; its standard output as JSON. */
 export async function evaluate(name: string, text: string, where: Pick<Project, 'folder' | 'env'> = project(), env: NodeJS.ProcessEnv = {}): Promise<unknown> {
   const file = join(where.folder, name);
   writeFileSync(file, text);
-  const ended = await node([file], where, env);
-  if (ended.code !== 0) throw new Error(`${name} ended with ${ended.code ?? ended.signal}: ${ended.stderr}`);
-  return JSON.parse(ended.stdout);
+  const { code, signal, stdout, stderr } = await node([file], where, env);
+  if (code !== 0) throw new Error(`${name} ended with ${code ?? signal}: ${stderr}`);
+  return JSON.parse(stdout);
 }

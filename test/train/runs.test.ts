@@ -1,4 +1,3 @@
-import { spawn } from 'node:child_process';
 import { cpSync, existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,6 +10,7 @@ import { distill } from '../../lib/train/distill.js';
 import { silentProgress } from '../../lib/train/progress.js';
 import { readTrainingState } from '../../lib/train/checkpoint.js';
 import { trainTeacher } from '../../lib/train/teacher.js';
+import { ended, type Ended } from '../core/support.js';
 import { temporaryFolder } from './data-fixture.js';
 import { loadTiny, tinyDistill, tinyTask, tinyTeacher } from './tiny.js';
 
@@ -19,28 +19,13 @@ let folders = 0;
 /** A folder that is not there yet. */
 const newFolder = (): string => join(scratch, `run-${folders++}`);
 
-interface Ended {
-  code: number | null;
-  signal: string | null;
-  stdout: string;
-  stderr: string;
-}
-
 /** Runs a script with arguments. @param blocks limit on the size of files, in 1 KiB blocks: a disk that is full after that */
 function child(args: string[], blocks?: number, script = fileURLToPath(new URL('./_run_child.js', import.meta.url))): Promise<Ended> {
-  const [command, list] =
+  const [command, list]: [string, string[]] =
     blocks === undefined
       ? [process.execPath, [script, ...args]]
       : ['bash', ['-c', `ulimit -f ${blocks}; exec "$0" "$@"`, process.execPath, script, ...args]];
-  return new Promise((resolve, reject) => {
-    const started = spawn(command, list, { stdio: ['ignore', 'pipe', 'pipe'] });
-    let stdout = '';
-    let stderr = '';
-    started.stdout.on('data', (text: Buffer) => (stdout += text.toString()));
-    started.stderr.on('data', (text: Buffer) => (stderr += text.toString()));
-    started.on('error', reject);
-    started.on('close', (code, signal) => resolve({ code, signal, stdout, stderr }));
-  });
+  return ended(command, list);
 }
 
 /** A configuration that was read and written again has its keys in another order. */
