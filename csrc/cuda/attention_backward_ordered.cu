@@ -52,7 +52,7 @@ int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order
                          order.tiles * kOrderedQueries};
   int32_t status = launch(c, attentionOrderedRowsKernel<T, kDim>, dim3(unsigned(ceilDiv(parts.rows, 32))), dim3(256), 0, p, rows);
   const OrderedOperands<T> x{gradientView<T>(c, DK), gradientView<T>(c, DV), parts.lse2, parts.delta,
-                             parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members};
+                             parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members, arrivingLanes()};
   if (!status)
     status = launch(c, attentionGradientsOrderedKernel<T, kDim>, dim3(unsigned(order.tickets())),
                     dim3(kOrderedThreads), OrderedLayout<kDim>::shared, p, order, x, maps);

@@ -32,6 +32,7 @@
 // 103424 566 to 597.
 #pragma once
 #include "cuda/attention_hopper.cuh"
+#include "cuda/common/arriving.cuh"
 
 namespace mm::cuda {
 
@@ -61,6 +62,7 @@ struct OrderedOperands {
   float4* keys;               // (B, Hk, slots) sums of dK and dV over heads of a group that are streams of their own
   int *turns, *ticket;        // (B, H, tiles) added to dQ so far; the next ticket
   int* members;               // (B, Hk, slots) added to `keys` so far
+  int lanes;                  // that arrive for a warp (arriving.cuh)
 };
 
 template <int D>
@@ -200,7 +202,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     initBarrier(resident, 1);
     for (int i = 0; i < STAGES; i++) {
       initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1);
-      initBarrier(empty + 8 * i, 4 * kOrderedConsumers);
+      initBarrier(empty + 8 * i, 4 * kOrderedConsumers * x.lanes);
     }
     for (int i = 0; i < SLOPES; i++) {
       initBarrier(slopesFull + 8 * i, 4 * kOrderedConsumers);
@@ -412,7 +414,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       if (late > 0) waitBarrier(dQEmpty, (late - 1) & 1);
       waitProducts<0>();
       settle(dQ);
-      release(used);
+      arriveForWarp(used, x.lanes);
       if (late >= 0) release(slopesEmpty + 8 * (late % SLOPES));
       issueScores(late >= 0, dQ);
       if (late >= 0) sent(late);

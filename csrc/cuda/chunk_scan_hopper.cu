@@ -47,7 +47,7 @@ int32_t run(const MMCall* c, const Scan& s, const HopperMaps& maps, const Handov
   task.slices = s.p / kHopperValues, task.problems = s.batch * s.heads * task.slices;
   task.clusters = clusters < task.problems ? clusters : task.problems;
   task.steps = int(ceilDiv(ceilDiv(s.length, kHopperChunk), R));
-  task.handed = handover.states, task.flags = handover.flags;
+  task.handed = handover.states, task.flags = handover.flags, task.lanes = arrivingLanes();
   if (task.problems % task.clusters) {
     const int32_t status = launch(c, chunkClearFlagsKernel, dim3(1), dim3(kFlagThreads), 0, handover.flags, task.clusters * R * 2);
     if (status != MM_OK) return status;

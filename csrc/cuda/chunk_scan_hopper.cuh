@@ -28,6 +28,7 @@
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
+#include "cuda/common/arriving.cuh"
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/tma.cuh"
 #include "cuda/common/wgmma.cuh"
@@ -43,6 +44,7 @@ struct HopperMaps {
 };
 struct HopperTask {
   int slices, problems, clusters, steps;  // slices of 64 value channels; steps of a problem, R chunks each
+  int lanes;                              // that arrive for a warp (arriving.cuh)
   float* handed;                          // (clusters, 64 x 128): states of problems that a cluster begins and the next one ends
   int32_t* flags;                         // (clusters, R, 2), zeros: whether a warp's share of them is there
 };
@@ -135,8 +137,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (threadIdx.x == 0) {
     *reinterpret_cast<HopperShare*>(shared + Tiles::share) = HopperShare(task, cluster);
     for (int i = 0; i < 2; i++) {
-      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL, Tiles::DECAYS_FULL}) initBarrier(bar(b + i), 1);
-      for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE, Tiles::DECAYS_FREE}) initBarrier(bar(b + i), 12);
+      for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL}) initBarrier(bar(b + i), 1);
+      for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE}) initBarrier(bar(b + i), 12);
+      initBarrier(bar(Tiles::DECAYS_FULL + i), task.lanes), initBarrier(bar(Tiles::DECAYS_FREE + i), 12 * task.lanes);
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
     for (int i = 0; i < Tiles::throughTurns; i++) initBarrier(bar(Tiles::THROUGHS_FULL + i), 1);
@@ -204,8 +207,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
                        inBlock(bar(Tiles::THROUGHS_FULL + slot), lane));
         waitBarrier(bar(Tiles::DECAYS_FREE + stage), parity ^ 1);
         scalars.store(reinterpret_cast<float*>(shared + Tiles::decays + stage * Tiles::decayBytes));
-        __syncwarp();
-        if (lane == 0) arrive(bar(Tiles::DECAYS_FULL + stage));
+        arriveForWarp(bar(Tiles::DECAYS_FULL + stage), task.lanes);
       }
     } else if (warp >= 2) {
       // A lane has the parts of that lane of warps `first` and first + 1 of the state's warpgroup:
@@ -385,7 +387,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
       for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0 || !begins);
       commitProducts();
-      release(at, Tiles::VALUES_FREE), release(at, Tiles::DECAYS_FREE);
+      release(at, Tiles::VALUES_FREE), arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
       waitProducts<0>();
       settle(sum);
       release(at, Tiles::KEYS_FREE);
@@ -515,8 +517,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
       waitProducts<1>();
       settle(old);
-      __syncwarp();
-      if (lane == 0) arrive(bar(Tiles::DECAYS_FREE + stage)), arrive(bar(Tiles::QUERIES_FREE + stage));
+      arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
+      if (lane == 0) arrive(bar(Tiles::QUERIES_FREE + stage));
       if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 
 #pragma unroll
