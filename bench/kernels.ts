@@ -114,7 +114,10 @@ class Prepared implements Disposable {
       return all;
     });
     const known = new Set(backward.attrs.map((a) => a.name));
-    return { name: backward.name, given, attrs: Object.fromEntries(Object.entries(c.attrs ?? {}).filter(([name]) => known.has(name))) };
+    const attrs = Object.fromEntries(Object.entries(c.attrs ?? {}).filter(([name]) => known.has(name)));
+    // As autograd asks: gradients of what the case gives, so of no bias where there is none.
+    if (known.has('needs')) attrs['needs'] = schema.inputs.reduce((mask, { name }, i) => mask + (name in c.inputs ? 2 ** i : 0), 0);
+    return { name: backward.name, given, attrs };
   }
 
   [Symbol.dispose](): void {
