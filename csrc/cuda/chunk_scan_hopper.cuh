@@ -5,26 +5,32 @@
 // blocks works on a problem; in each of its steps they take R consecutive chunks of 128 steps. A block has four warpgroups:
 //   loads    one warp brings k, v and q by bulk copies into rings of two tiles each, another computes the decays, and the last two own
 //            N / R key channels of the state, in f32 registers: every block sends them that part of what its chunk adds, S_c, they pass
-//            the state through the R chunks in order, and copy the part before chunk c, rounded, to block c, as operand of q S
+//            the state through the R chunks in order, and copy the parts before chunk c, rounded, to block c, as operand of q S
 //   state    S_c^T = (rest v)^T k. A thread sends its values, rounded, to those lanes that hold the same values of the state. What
 //            rounding took stays in the accumulators, decays, and is part of the block's next S_c; at a problem's end it is sent as
 //            well. So states are what f32 sums give (without decay a last state is 4e-7 off, and 2e-3 with S_c just rounded)
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
 //            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
 //            behind the other products, and the next chunk's q k^T runs while y is written
+// A weight exp(c_t - c_u) w_u is a product of a factor of the query and one of the key, with the c_m of a step m near the query in
+// between: the decays' warp makes the keys' factors for every 16 queries, so an element takes one multiplication, and 16 x 16 on the
+// diagonal two masks. Where decays are too strong for that, within 16 steps, or weights are negative, or operands are f16, every element
+// takes an exponential instead (chunk_scan_hopper_decay.cuh).
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, P = 128, L = 103424, ms: 0.82 under lasting load, which the card's power binds (0.74 before it does), where
-// reading and writing everything once at 3.0 TB/s takes 0.57 and chunk_scan_mma.cuh 1.82. On the way: a barrier arrival that releases to
-// the cluster, and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache
-// holds, 1.33 against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent
-// piece by piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86
-// against 0.83; S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled
-// to memory that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile
-// staged before the last one is used, or two tiles of it, 0.84 against 0.82; weights of the first 64 keys by way of c_63, more code,
-// 0.88 against 0.83; y's second half packed while its first is stored, 0.89 against 0.81.
-// What is left: a warp of the outputs issues in 16 % of its cycles and waits in 15 for shared memory and ex2, in 14 for its own results,
-// in 13 for its turn, in 9 for instructions, in 5 for the state. R = 8 where that leaves fewer steps to the busiest cluster.
+// H100, ssd, 16 heads, 8 groups, P = 128, L = 103424, ms: 0.73 under lasting load, which the card's power binds (0.65 before it does),
+// where reading and writing everything once at 3.0 TB/s takes 0.43. On the way, 16 groups: a barrier arrival that releases to the cluster,
+// and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33
+// against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent piece by
+// piece from registers, 0.95 against 0.86; warpgroups that keep their half of the queries, and y exchanged by shuffles, 0.86 against 0.83;
+// S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled to memory
+// that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile staged
+// before the last one is used, or two tiles of it, 0.84 against 0.82; y's second half packed while its first is stored, 0.89 against 0.81.
+// 8 groups: an exponential for every weight, 0.79 against 0.73; the decays' warp with sums in f64 and the factors behind its wait, 0.81
+// against 0.76, as all wait for it; v weighted for S_c in f32, 0.77 against 0.76; v released behind q S, 0.76 against 0.745; a fence and a
+// copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts released by block, 0.75 against 0.73; the thread's
+// index in a register, not read where it is needed, 0.78 against 0.76; waits that suspend for longer, as before.
+// R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
@@ -71,8 +77,8 @@ struct HopperTiles {
   __device__ __forceinline__ static uint32_t swizzle(int row) { return uint32_t(R == 4 ? row / 2 % 4 : row / 4 % 2) * 16; }
   // Descriptor of the i-th 16 key channels of the tile.
   __device__ __forceinline__ static uint64_t stateDescriptor(uint32_t tile, int i) {
-    const uint32_t address = tile + i * 16 / (128 / R) * slabBytes + i * 32 % rowBytes;
-    return uint64_t((address & 0x3ffff) >> 4) | uint64_t(1) << 16 | uint64_t(8 * rowBytes >> 4) << 32 | uint64_t(R == 4 ? 2 : 3) << 62;
+    const uint64_t kind = uint64_t(1) << 16 | uint64_t(8 * rowBytes >> 4) << 32 | uint64_t(R == 4 ? 2 : 3) << 62;
+    return shifted(kind | uint64_t((tile & 0x3ffff) >> 4), i * 16 / (128 / R) * slabBytes + i * 32 % rowBytes);
   }
   static_assert(R == 4 || R == 8, "swizzles");
 };
@@ -189,7 +195,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       }
     } else if (warp == 1) {
       HopperWalk at(s, task, mine);
-      HopperSteps steps;
+      HopperSteps<T> steps;
       const auto rows = [&] {
         const int64_t left = s.length - startOf(at);
         return int(left < 0 ? 0 : left < kHopperChunk ? left : kHopperChunk);
@@ -198,7 +204,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       while (at.inside()) {
         const int stage = at.stage(), parity = at.ringParity(), slot = int(at.turn % Tiles::throughTurns);
         steps.solve(s, rows());
-        const HopperScalars scalars = steps.scalars;
+        const HopperScalars<T> scalars = steps.scalars;
         at.advance(s, task);
         if (at.inside()) steps.load(s, at.batch, at.head, startOf(at), rows(), at.column);
         if (lane == 0) arriveExpecting(bar(Tiles::THROUGHS_FULL + slot), 4 * R);
@@ -246,7 +252,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       };
       const auto wordOf = [&](int m, int i) {
         const uint4& four = part[m][i / 4];
-        return unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
+        return floatsOf<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
       };
       uint32_t round = 0;  // of parts
       const auto awaitParts = [&] {
@@ -293,16 +299,16 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
               x[k] = fmaf(through, x[k], add.x), x[k + 1] = fmaf(through, x[k + 1], add.y);
             }
           }
-          fenceAsyncProxy();
-          __syncwarp();
-          if (self == 0 && c == rank) arrive(bar(Tiles::STATE_FULL));
-          else if (self == 0) {
-            const uint32_t rows = 16 * first * Tiles::rowBytes;
-            copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, c),
-                        base + Tiles::staged + c * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), c));
-          }
         }
         releaseParts();
+        fenceAsyncProxy();
+        __syncwarp();
+        if (self == rank) arrive(bar(Tiles::STATE_FULL));
+        else if (self < R) {
+          const uint32_t rows = 16 * first * Tiles::rowBytes;
+          copyToBlock(inBlock(base + Tiles::state + rank * Tiles::slabBytes + rows, self),
+                      base + Tiles::staged + self * Tiles::slabBytes + rows, 32 * Tiles::rowBytes, inBlock(bar(Tiles::STATE_FULL), self));
+        }
         if (at.step + 1 == at.end) {  // and what rounding took from the last S_c
           awaitParts();
           float through = 1.f;
@@ -364,28 +370,23 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int k = 0; k < 8; k++) {
         const int row = 16 * k + lane / 16 * 8 + lane % 8;
         ldmatrix4Transposed(a[k], base + Tiles::values + stage * Values::bytes + Values::offset(row, 2 * warp + lane / 8 % 2));
+        const float4 rest = *reinterpret_cast<const float4*>(decays + REST + 16 * k + 4 * t);
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const float2 rest = *reinterpret_cast<const float2*>(decays + REST + 16 * k + 8 * half + 2 * t);
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; i++) {
-            const float2 x = unpack2<T>(a[k][i]);
-            a[k][i] = pack2<T>(x.x * rest.x, x.y * rest.y);
-          }
-        }
+        for (int i = 0; i < 4; i++) a[k][i] = i < 2 ? weighted<T>(a[k][i], rest.x, rest.y) : weighted<T>(a[k][i], rest.z, rest.w);
       }
       awaitThroughs(at);
       float since = 1.f;  // the decay since this block's last chunk
 #pragma unroll
       for (int c = 0; c < R; c++) since *= throughsOf(c > rank && !begins ? at.turn - 1 : at.turn)[c];
-      if (since != 1.f)
+      const bool kept = !begins && since > kLeastSince;  // else nothing is left of what rounding took
+      if (kept && since != 1.f)
 #pragma unroll
         for (int i = 0; i < 64; i++) sum[i] *= since;
       waitBarrier(bar(Tiles::KEYS_FULL + stage), at.ringParity());
       const uint64_t keys = tileDescriptor(base + Tiles::keys + stage * Keys::bytes, Keys::slabBytes);
       fenceProducts();
 #pragma unroll
-      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0 || !begins);
+      for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0 || kept);
       commitProducts();
       release(at, Tiles::VALUES_FREE), arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
       waitProducts<0>();
@@ -394,7 +395,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
       send([&](int from) {
         const uint32_t word = pack2<T>(sum[from], sum[from + 1]);
-        const float2 sent = unpack2<T>(word);
+        const float2 sent = floatsOf<T>(word);
         sum[from] -= sent.x, sum[from + 1] -= sent.y;
         return word;
       });
@@ -403,6 +404,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   } else {
     raiseRegisters<kHopperOutputRegisters>();
     HopperWalk at(s, task, mine);
+    // Of two keys of the 8 x 8 on the diagonal.
+    const uint32_t seen = (2 * t <= g ? 0xffffu : 0u) | (2 * t < g ? 0xffff0000u : 0u);
     // The code is one for both halves and for all blocks of 64 keys, as instructions have to come from a cache too.
     // The half of the chunk's queries: the second one is more work, so the two warpgroups take turns at it.
     const auto halfOf = [&] { return (group + int(at.turn)) % 2; };
@@ -427,6 +430,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     while (at.inside()) {
       const int stage = at.stage(), half = halfOf();
       const int row = half * 64 + 16 * warp + g;  // of the chunk, and 8 more
+      const uint32_t valueRow = Values::offset(half * 64 + 16 * warp + lane % 16, lane / 16);  // the lane's of four matrices of 8 x 8
       const char* const valueTile = shared + Tiles::values + stage * Values::bytes;
       const float* decays = decaysOf(at);
       const int64_t start = startOf(at);
@@ -434,44 +438,51 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
       waitProducts<0>();
       settle(x);
-      if (s.skip.given) {
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const float2 skip = *reinterpret_cast<const float2*>(decays + SKIP + 8 * j + 2 * t);
-#pragma unroll
-          for (int h = 0; h < 2; h++) {
-            const float2 v = unpack2<T>(*reinterpret_cast<const uint32_t*>(valueTile + Values::offset(row + 8 * h, j) + 4 * t));
-            y[4 * j + 2 * h] = skip.x * v.x, y[4 * j + 2 * h + 1] = skip.y * v.y;
-          }
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < 32; i++) y[i] = 0.f;
-      }
-      const float sums[2] = {decays[SUM + row], decays[SUM + row + 8]};
+      const bool tiered = decays[TIERED] != 0.f;
       const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
 #pragma unroll 1
       for (int block = 0;; block++) {
-        const int last = (block == half ? 16 * warp + g : 64) - 2 * t;  // of the block's keys seen from row, less what the lane begins with
-        const float* of = decays + block * 64 + 2 * t;
+        const int own = block == half ? warp : 4;  // the 16 keys that the warp's queries see in part, and none behind them
         if (block == half) release(at, Tiles::KEYS_FREE);
         uint32_t a[4][4];
+        if (tiered) {
+          const int tier = 4 * half + warp;
+          const float* of = decays + WEIGHTS + 8 * tier * (tier + 1) + block * 64 + 4 * t;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          const float2 c = *reinterpret_cast<const float2*>(of + SUM + 8 * j), w = *reinterpret_cast<const float2*>(of + WEIGHT + 8 * j);
+          for (int k = 0; k < 4; k++) {
+            if (k > own) {
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
-            const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
-            x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
-            x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+              for (int i = 0; i < 4; i++) a[k][i] = 0;
+            } else {
+              const float4 w = *reinterpret_cast<const float4*>(of + 16 * k);
+#pragma unroll
+              for (int i = 0; i < 4; i++)
+                a[k][i] = pack2<T>(x[8 * k + 2 * i] * (i < 2 ? w.x : w.z), x[8 * k + 2 * i + 1] * (i < 2 ? w.y : w.w));
+              if (k == own) a[k][0] &= seen, a[k][2] = 0, a[k][3] &= seen;
+            }
           }
-        }
+        } else {
+          // The last of the block's keys seen from row, less what the lane begins with.
+          const int last = (block == half ? 16 * warp + g : 64) - 2 * t;
+          const float* of = decays + WEIGHTS + block * 64 + 2 * t;
+          const float sums[2] = {decays[WEIGHTS + row], decays[WEIGHTS + row + 8]};
 #pragma unroll
-        for (int k = 0; k < 4; k++) packStep<T>(a[k], x, k);
+          for (int j = 0; j < 8; j++) {
+            const float2 c = *reinterpret_cast<const float2*>(of + 8 * j), w = *reinterpret_cast<const float2*>(of + 128 + 8 * j);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+              const float u = x[4 * j + 2 * h] * (exp2Approximate(sums[h] - c.x) * w.x);
+              const float v = x[4 * j + 2 * h + 1] * (exp2Approximate(sums[h] - c.y) * w.y);
+              x[4 * j + 2 * h] = 8 * j <= last + 8 * h ? u : 0.f;
+              x[4 * j + 2 * h + 1] = 8 * j < last + 8 * h ? v : 0.f;
+            }
+          }
+#pragma unroll
+          for (int k = 0; k < 4; k++) packStep<T>(a[k], x, k);
+        }
         fenceProducts();
 #pragma unroll
-        for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), true);
+        for (int k = 0; k < 4; k++) multiply<T, true>(y, a[k], shifted(values, Values::rowOffset(64 * block + 16 * k)), block > 0 || k > 0);
         commitProducts();
         if (block == half) break;
         score(block + 1);
@@ -482,12 +493,12 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
       const bool there[2] = {start + row < s.length, start + row + 8 < s.length};
       T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;  // the lane's first piece of 8 value channels
-      float inverse[2] = {1.f, 1.f};
+      float level[2] = {decays[LEVEL + row], decays[LEVEL + row + 8]}, past[2] = {decays[PAST + row], decays[PAST + row + 8]};
       if (s.normalized) {
         const float* from = s.inverse + (at.batch * s.length + start + row) * s.heads + at.head;
 #pragma unroll
         for (int h = 0; h < 2; h++)
-          if (there[h]) inverse[h] = from[int64_t(8 * h) * s.heads];
+          if (there[h]) level[h] *= from[int64_t(8 * h) * s.heads];
       }
       const uint64_t q = queries();
       uint32_t z[2][2][4];
@@ -504,7 +515,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       }
       waitProducts<0>();
       settle(y);
-      release(at, Tiles::VALUES_FREE);
+      if (!s.skip.given) release(at, Tiles::VALUES_FREE);
       waitBarrier(bar(Tiles::STATE_FULL), at.parity());
       fenceProducts();
 #pragma unroll
@@ -514,15 +525,33 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       at.advance(s, task);
       if (at.inside()) awaitKeys();
       score(0);  // of the next step; of what lies there behind the last one
-      const float ups[2] = {decays[PAST + row], decays[PAST + row + 8]};
+      if (s.skip.given) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+          uint32_t v[4];
+          ldmatrix4(v, sharedAddress(valueTile) + (valueRow ^ 32 * k));
+          const float4 skip = *reinterpret_cast<const float4*>(decays + SKIP + 16 * k + 4 * t);
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const float2 d = floatsOf<T>(v[i]);
+            y[8 * k + 2 * i] = fmaf(y[8 * k + 2 * i], level[i % 2], (i < 2 ? skip.x : skip.z) * d.x);
+            y[8 * k + 2 * i + 1] = fmaf(y[8 * k + 2 * i + 1], level[i % 2], (i < 2 ? skip.y : skip.w) * d.y);
+          }
+        }
+      } else {
+#pragma unroll
+        for (int k = 0; k < 32; k++) y[k] *= level[k / 2 % 2];
+      }
+      past[0] *= level[0], past[1] *= level[1];
       waitProducts<1>();
       settle(old);
       arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
       if (lane == 0) arrive(bar(Tiles::QUERIES_FREE + stage));
+      if (lane == 0 && s.skip.given) arrive(bar(Tiles::VALUES_FREE + stage));
       if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 
 #pragma unroll
-      for (int k = 0; k < 32; k++) y[k] = fmaf(ups[k / 2 % 2], old[k], y[k]) * inverse[k / 2 % 2];
+      for (int k = 0; k < 32; k++) y[k] = fmaf(past[k / 2 % 2], old[k], y[k]);
       if (s.z.given) {
 #pragma unroll
         for (int h = 0; h < 2; h++)
@@ -531,7 +560,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             transposeQuad(z[h][i]);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-              const float2 gate = unpack2<T>(z[h][i][j]);
+              const float2 gate = floatsOf<T>(z[h][i][j]);
               const int k = 4 * (4 * i + j) + 2 * h;
               y[k] *= siluApproximate(gate.x), y[k + 1] *= siluApproximate(gate.y);
             }
