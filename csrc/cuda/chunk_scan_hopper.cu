@@ -4,12 +4,12 @@ namespace mm::cuda::chunk_scan {
 namespace {
 
 // A (B, L, heads, width) operand as bulk copies want it.
-bool encode(CUtensorMap& map, const Scan& s, const Operand& o, int heads, int width) {
+bool encode(CUtensorMap& map, const Scan& s, const Operand& o, int heads, int width, int rows = kHopperChunk) {
   MMTensorView v = {};
   v.data = o.data, v.dtype = o.dtype, v.ndim = 4;
   v.shape[0] = s.batch, v.shape[1] = s.length, v.shape[2] = heads, v.shape[3] = width;
   v.stride[0] = o.batch, v.stride[1] = o.time, v.stride[2] = o.head, v.stride[3] = 1;
-  return encodeHeads(map, v, kHopperChunk);
+  return encodeHeads(map, v, rows);
 }
 
 constexpr int kFlagThreads = 256;
@@ -61,7 +61,7 @@ bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& st
   static const bool built = builtForHopper(chunkScanHopperKernel<T, 4>);
   HopperMaps maps;
   if (!built || !encode(maps.queries, s, s.q, s.groups, s.n) || !encode(maps.keys, s, s.k, s.groups, s.n) ||
-      !encode(maps.values, s, s.v, s.heads, s.p))
+      !encode(maps.values, s, s.v, s.heads, s.p) || !encode(maps.results, s, s.y, s.heads, s.p, 16))
     return false;
   const int four = clustersOf<T, 4>(c), eight = clustersOf<T, 8>(c);
   if (!four) return false;

@@ -11,14 +11,15 @@
 //            well. So states are what f32 sums give (without decay a last state is 4e-7 off, and 2e-3 with S_c just rounded)
 //   outputs  two warpgroups, 64 queries each: y = D v + (weighted q k^T) v + past (q S), whatever lies above the diagonal left out by 64
 //            keys; they take turns at the half with more of them. The state comes last, so that its way through the cluster hides
-//            behind the other products, and the next chunk's q k^T runs while y is written
+//            behind the other products, and the next chunk's q k^T runs while y is packed. y goes by way of a warp's queries' tile,
+//            which a bulk store reads behind the warps' back and the next step frees
 // A weight exp(c_t - c_u) w_u is a product of a factor of the query and one of the key, with the c_m of a step m near the query in
 // between: the decays' warp makes the keys' factors for every 16 queries, so an element takes one multiplication, and 16 x 16 on the
 // diagonal two masks. Where decays are too strong for that, within 16 steps, or weights are negative, or operands are f16, every element
 // takes an exponential instead (chunk_scan_hopper_decay.cuh).
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, 8 groups, P = 128, L = 103424, ms: 0.73 under lasting load, which the card's power binds (0.65 before it does),
+// H100, ssd, 16 heads, 8 groups, P = 128, L = 103424, ms: 0.72 under lasting load, which the card's power binds (0.65 before it does),
 // where reading and writing everything once at 3.0 TB/s takes 0.43. On the way, 16 groups: a barrier arrival that releases to the cluster,
 // and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33
 // against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent piece by
@@ -26,10 +27,11 @@
 // S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled to memory
 // that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile staged
 // before the last one is used, or two tiles of it, 0.84 against 0.82; y's second half packed while its first is stored, 0.89 against 0.81.
-// 8 groups: an exponential for every weight, 0.79 against 0.73; the decays' warp with sums in f64 and the factors behind its wait, 0.81
-// against 0.76, as all wait for it; v weighted for S_c in f32, 0.77 against 0.76; v released behind q S, 0.76 against 0.745; a fence and a
-// copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts released by block, 0.75 against 0.73; the thread's
-// index in a register, not read where it is needed, 0.78 against 0.76; waits that suspend for longer, as before.
+// 8 groups: an exponential for every weight, 0.79 against 0.73; y stored by the warps, 0.74 against 0.72; the decays' warp with sums in
+// f64 and the factors behind its wait, 0.81 against 0.76, as all wait for it; v weighted for S_c in f32, 0.77 against 0.76; v released
+// behind q S, 0.76 against 0.745; a fence and a copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts
+// released by block, 0.75 against 0.73; the thread's index in a register, not read where it is needed, 0.78 against 0.76; a rest of
+// rounding left out before strong decays, which have to be waited for, 0.78 against 0.74; waits that suspend for longer, as before.
 // R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
@@ -46,7 +48,7 @@ constexpr int kHopperLoadRegisters = 96, kHopperStateRegisters = 128, kHopperOut
 static_assert(kHopperLoadRegisters + kHopperStateRegisters + 2 * kHopperOutputRegisters == 512, "all registers of a multiprocessor");
 
 struct HopperMaps {
-  CUtensorMap queries, keys, values;
+  CUtensorMap queries, keys, values, results;  // results: 16 rows
 };
 struct HopperTask {
   int slices, problems, clusters, steps;  // slices of 64 value channels; steps of a problem, R chunks each
@@ -65,8 +67,7 @@ struct HopperTiles {
   static constexpr int partBytes = stateBytes, decayBytes = kHopperDecayFloats * 4;  // partBytes: S_c's parts of R blocks
   static constexpr int keys = 0, queries = keys + 2 * Keys::bytes, values = queries + 2 * Keys::bytes;
   static constexpr int state = values + 2 * Values::bytes, staged = state + stateBytes, parts = staged + stateBytes;
-  static constexpr int results = parts + partBytes, resultBytes = 16 * 64;  // 16 rows of 32 channels, for every warp of the outputs
-  static constexpr int decays = results + 8 * resultBytes, throughs = decays + 2 * decayBytes;
+  static constexpr int decays = parts + partBytes, throughs = decays + 2 * decayBytes;
   static constexpr int throughTurns = 4, share = throughs + throughTurns * 4 * R, barriers = share + 32;  // throughs: by turn and block
   // Barriers. Rings have two each; the others: S_c's parts of all blocks are here, all have used mine; the state's tile is here, all have
   // used mine.
@@ -404,7 +405,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   } else {
     raiseRegisters<kHopperOutputRegisters>();
     HopperWalk at(s, task, mine);
-    // Of two keys of the 8 x 8 on the diagonal.
+    // Of the words of an 8 x 8 on the diagonal.
     const uint32_t seen = (2 * t <= g ? 0xffffu : 0u) | (2 * t < g ? 0xffff0000u : 0u);
     // The code is one for both halves and for all blocks of 64 keys, as instructions have to come from a cache too.
     // The half of the chunk's queries: the second one is more work, so the two warpgroups take turns at it.
@@ -436,8 +437,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       const int64_t start = startOf(at);
       waitBarrier(bar(Tiles::DECAYS_FULL + stage), at.ringParity());
       waitBarrier(bar(Tiles::VALUES_FULL + stage), at.ringParity());
+      const int tier = 4 * half + warp;
+      const float* const weights = decays + WEIGHTS + 8 * tier * (tier + 1) + 4 * t;
+      float4 w[4];  // of the keys of a block, if tiered; else of no use
+      const auto loadWeights = [&](int block) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) w[k] = *reinterpret_cast<const float4*>(weights + 64 * block + 16 * k);
+      };
+      loadWeights(0);
       waitProducts<0>();
       settle(x);
+      if (lane == 0 && at.turn > 0) {  // the last step's queries: y has been copied from there
+        waitStoresRead();
+        arrive(bar(Tiles::QUERIES_FREE + (stage ^ 1)));
+      }
       const bool tiered = decays[TIERED] != 0.f;
       const uint64_t values = tileDescriptor(sharedAddress(valueTile), Values::slabBytes);
 #pragma unroll 1
@@ -446,20 +459,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         if (block == half) release(at, Tiles::KEYS_FREE);
         uint32_t a[4][4];
         if (tiered) {
-          const int tier = 4 * half + warp;
-          const float* of = decays + WEIGHTS + 8 * tier * (tier + 1) + block * 64 + 4 * t;
 #pragma unroll
           for (int k = 0; k < 4; k++) {
-            if (k > own) {
-#pragma unroll
-              for (int i = 0; i < 4; i++) a[k][i] = 0;
-            } else {
-              const float4 w = *reinterpret_cast<const float4*>(of + 16 * k);
-#pragma unroll
-              for (int i = 0; i < 4; i++)
-                a[k][i] = pack2<T>(x[8 * k + 2 * i] * (i < 2 ? w.x : w.z), x[8 * k + 2 * i + 1] * (i < 2 ? w.y : w.w));
-              if (k == own) a[k][0] &= seen, a[k][2] = 0, a[k][3] &= seen;
-            }
+            const uint32_t before = k < own ? ~0u : 0u, on = k == own ? seen : before;
+            a[k][0] = pack2<T>(x[8 * k] * w[k].x, x[8 * k + 1] * w[k].y) & on;
+            a[k][1] = pack2<T>(x[8 * k + 2] * w[k].x, x[8 * k + 3] * w[k].y) & (k <= own ? ~0u : 0u);
+            a[k][2] = pack2<T>(x[8 * k + 4] * w[k].z, x[8 * k + 5] * w[k].w) & before;
+            a[k][3] = pack2<T>(x[8 * k + 6] * w[k].z, x[8 * k + 7] * w[k].w) & on;
           }
         } else {
           // The last of the block's keys seen from row, less what the lane begins with.
@@ -486,13 +492,13 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         commitProducts();
         if (block == half) break;
         score(block + 1);
+        loadWeights(block + 1);
         waitProducts<0>();
         settle(x);
         settle(y);
       }
 
       const bool there[2] = {start + row < s.length, start + row + 8 < s.length};
-      T* const result = s.y.at<T>(at.batch, start + row, at.head) + at.column + 8 * t;  // the lane's first piece of 8 value channels
       float level[2] = {decays[LEVEL + row], decays[LEVEL + row + 8]}, past[2] = {decays[PAST + row], decays[PAST + row + 8]};
       if (s.normalized) {
         const float* from = s.inverse + (at.batch * s.length + start + row) * s.heads + at.head;
@@ -522,6 +528,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       for (int i = 0; i < 8; i++)
         multiply<T, false, false>(old, shifted(q, Keys::channels(i)), Tiles::stateDescriptor(base + Tiles::state, i), i > 0);
       commitProducts();
+      const int column = at.column, head = at.head, batch = at.batch;
       at.advance(s, task);
       if (at.inside()) awaitKeys();
       score(0);  // of the next step; of what lies there behind the last one
@@ -546,7 +553,6 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       waitProducts<1>();
       settle(old);
       arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
-      if (lane == 0) arrive(bar(Tiles::QUERIES_FREE + stage));
       if (lane == 0 && s.skip.given) arrive(bar(Tiles::VALUES_FREE + stage));
       if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 
@@ -566,29 +572,28 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             }
           }
       }
-      // 32 channels at a time by shared memory, to pieces of 16 bytes, which are exchanged against bank conflicts
-      unsigned char* const rows = reinterpret_cast<unsigned char*>(shared) + Tiles::results + (threadIdx.x / 32 - 8) * Tiles::resultBytes;
+      // By way of the warp's queries, once its warpgroup is done with them
+      syncWarpgroup(group);
+      const uint32_t rows = base + Tiles::queries + stage * Keys::bytes;
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
-        __syncwarp();
+      for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           uint32_t words[4];
 #pragma unroll
           for (int j = 0; j < 4; j++) words[j] = pack2<T>(y[4 * (4 * i + j) + 2 * h], y[4 * (4 * i + j) + 2 * h + 1]);
-          stmatrix4(sharedAddress(rows) + swizzled<4>(lane % 8 + 8 * h, lane / 8), words);
+          stmatrix4(rows + Values::offset(row - g + lane % 8 + 8 * h, 4 * i + lane / 8), words);
         }
-        __syncwarp();
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-          if (there[h]) {
-            const uint4 piece = *reinterpret_cast<const uint4*>(rows + swizzled<4>(g + 8 * h, t));
-            *reinterpret_cast<uint4*>(result + 8 * h * s.y.time + 32 * i) = piece;
-          }
+      fenceAsyncProxy();
+      __syncwarp();
+      if (lane == 0) {
+        storeBox(maps.results, rows + Values::rowOffset(row), column, int(start) + row, head, batch);
+        commitStores();
       }
     }
     waitProducts<0>();
     settle(x);
+    if (lane == 0) waitStoresRead();
   }
   syncCluster();
 #else
