@@ -32,6 +32,8 @@
 // behind q S, 0.76 against 0.745; a fence and a copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts
 // released by block, 0.75 against 0.73; the thread's index in a register, not read where it is needed, 0.78 against 0.76; a rest of
 // rounding left out before strong decays, which have to be waited for, 0.78 against 0.74; waits that suspend for longer, as before.
+// Blocks of 128 value channels and chunks of 64 steps, R = 8 (q k^T and weights once a head; twice the parts of states), 0.705 against 0.74
+// before y's bulk stores, but 0.77 with D, and slower than this for a while after rest: not kept, as a second kernel for the same.
 // R = 8 where that leaves fewer steps to the busiest cluster.
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
