@@ -19,7 +19,7 @@
 // takes an exponential instead (chunk_scan_hopper_decay.cuh).
 // The state's warpgroup runs up to a step ahead of the outputs. Nothing but operands and results goes through memory.
 //
-// H100, ssd, 16 heads, 8 groups, P = 128, L = 103424, ms: 0.72 under lasting load, which the card's power binds (0.65 before it does),
+// H100, ssd, 16 heads, 8 groups, P = 128, L = 103424, ms: 0.72 under lasting load, which the card's power binds (0.68 before it does),
 // where reading and writing everything once at 3.0 TB/s takes 0.43. On the way, 16 groups: a barrier arrival that releases to the cluster,
 // and waits for all stores to memory, 1.41 against 1.33; outputs unrolled for either half, more instructions than the cache holds, 1.33
 // against 1.11; the fence for the state's tile in the outputs' warps, behind their stores, 1.11 against 1.02; the state sent piece by
@@ -27,9 +27,10 @@
 // S_c in f32 between the blocks, 0.91 against 0.83. Under lasting load: one walk for all roles, whose registers were spilled to memory
 // that has no cache left, and decays converted where they are loaded, which waits for them, 0.91 against 0.81; the state's tile staged
 // before the last one is used, or two tiles of it, 0.84 against 0.82; y's second half packed while its first is stored, 0.89 against 0.81.
-// 8 groups: an exponential for every weight, 0.79 against 0.73; y stored by the warps, 0.74 against 0.72; the decays' warp with sums in
-// f64 and the factors behind its wait, 0.81 against 0.76, as all wait for it; v weighted for S_c in f32, 0.77 against 0.76; v released
-// behind q S, 0.76 against 0.745; a fence and a copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts
+// 8 groups: an exponential for every weight, decays in f64, v weighted for S_c in f32 and conversions by halves, all together, 0.77 against
+// 0.73 (apart they were not measured, but for the third: 0.77 against 0.76); factors instead of exponentials while the decays' warp still
+// summed in f64 and made them behind its wait, 0.81 against 0.78, as all waited for it; v released behind q S, 0.76 against 0.745; y stored
+// by the warps, 0.74 against 0.72; a fence and a copy for every chunk that the state is passed through, 0.76 against 0.74; S_c's parts
 // released by block, 0.75 against 0.73; the thread's index in a register, not read where it is needed, 0.78 against 0.76; a rest of
 // rounding left out before strong decays, which have to be waited for, 0.78 against 0.74; waits that suspend for longer, as before.
 // Blocks of 128 value channels and chunks of 64 steps, R = 8 (q k^T and weights once a head; twice the parts of states), 0.705 against 0.74
