@@ -135,7 +135,8 @@ struct HopperSteps {
   uint32_t raw[4], skip[2], rate, bias;  // bits
   HopperScalars<T> scalars;
 
-  // Starts to load what solve() needs, rows before `rows`.
+  // Starts to load what solve() needs, rows before `rows`. Dtypes are asked for once and not for every element, here and there, as all
+  // roles wait for this one.
   __device__ __forceinline__ void load(const Scan& s, int batch, int head, int64_t start, int rows, int column) {
     const int first = threadIdx.x % 32 * 4;
     const int64_t from = batch * s.step.batch + (start + first) * s.step.time + head * s.step.head;
