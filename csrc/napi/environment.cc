@@ -7,6 +7,12 @@
 
 namespace mm {
 
+namespace {
+
+constexpr int64_t kShortest = int64_t(64) << 20;  // bytes: a stretch is no shorter, and a rise by less is none
+
+}  // namespace
+
 struct Environment::Waiter {
   Napi::Promise::Deferred deferred;
   Napi::Reference<Napi::Value> result;
@@ -33,17 +39,21 @@ void Environment::allocated(Napi::Env env, int64_t bytes) {
   live_ += bytes;
   turnover_ += bytes;
   peak_ = std::max(peak_, live_);
-  if (turnover_ < stretch_) return;
+  if (turnover_ < stretch_ && live_ < ceiling_) return;
   Napi::MemoryManagement::AdjustExternalMemory(env, low_ - reported_);
   reported_ = low_;
-  constexpr int64_t shortest = int64_t(64) << 20, longest = int64_t(2) << 30;
-  stretch_ = std::min(longest, std::max(shortest, 8 * peak_));
+  constexpr int64_t longest = int64_t(2) << 30;
+  stretch_ = std::min(longest, std::max(kShortest, 8 * peak_));
+  ceiling_ = peak_ + std::max(kShortest, peak_ / 2);
   turnover_ = 0, low_ = live_, peak_ = live_;
 }
 
-void Environment::freed(int64_t bytes) {
+void Environment::freed(int64_t bytes, bool forgotten) {
   live_ -= bytes;
   low_ = std::min(low_, live_);
+  if (!forgotten) return;
+  peak_ = std::max(live_, peak_ - bytes);
+  ceiling_ = std::max(peak_ + kShortest, ceiling_ - bytes);
 }
 
 const std::shared_ptr<Stream>& Environment::stream(Napi::Env env, const std::string& device) {

@@ -35,9 +35,11 @@ class Environment {
 
   // V8 must feel device memory, or it never collects forgotten tensors; but it starts a collection whenever the figure
   // rises by some tens of megabytes, as it does in every training step. So it is told the low-water mark of stretches
-  // that are long enough to hold a step: what rises from stretch to stretch is forgotten, not used.
+  // that are long enough to hold a step: what rises from stretch to stretch is forgotten, not used. A stretch that rises
+  // half above the peak of the one before ends there, so that it makes no difference how fast memory is forgotten; what
+  // the collector frees (`forgotten`) was no use, and leaves the peak.
   void allocated(Napi::Env env, int64_t bytes);
-  void freed(int64_t bytes);
+  void freed(int64_t bytes, bool forgotten);
 
  private:
   struct Waiter;
@@ -49,7 +51,7 @@ class Environment {
   std::map<std::string, std::vector<std::string>> search_;
   Napi::ThreadSafeFunction wake_;
   int pending_ = 0;
-  int64_t live_ = 0, low_ = 0, peak_ = 0, turnover_ = 0, stretch_ = int64_t(64) << 20, reported_ = 0;
+  int64_t live_ = 0, low_ = 0, peak_ = 0, turnover_ = 0, stretch_ = 0, ceiling_ = 0, reported_ = 0;
   bool closed_ = false;
 };
 

@@ -13,11 +13,11 @@ struct Handle {
   Tensor tensor;
 };
 
-void letGo(Napi::Env env, Handle* h) {
+void letGo(Napi::Env env, Handle* h, bool forgotten) {
   if (!h->tensor.storage) return;
   Environment& environment = Environment::of(env);
   environment.handles--;
-  if (--h->tensor.storage->handles == 0) environment.freed(static_cast<int64_t>(h->tensor.storage->bytes));
+  if (--h->tensor.storage->handles == 0) environment.freed(static_cast<int64_t>(h->tensor.storage->bytes), forgotten);
   h->tensor = Tensor{};
 }
 
@@ -40,7 +40,7 @@ Napi::Array numbers(Napi::Env env, const Shape& list) {
 Napi::Value wrapTensor(Napi::Env env, Tensor tensor) {
   auto* h = new Handle{std::move(tensor)};
   auto external = Napi::External<Handle>::New(env, h, [](Napi::Env e, Handle* p) {
-    letGo(e, p);
+    letGo(e, p, true);
     delete p;
   });
   napi_type_tag_object(env, external, &kTag);
@@ -62,6 +62,6 @@ const Tensor& unwrapTensor(Napi::Value value, const char* what) {
   return h->tensor;
 }
 
-void disposeHandle(Napi::Value value) { letGo(value.Env(), handleOf(value, "the argument of dispose")); }
+void disposeHandle(Napi::Value value) { letGo(value.Env(), handleOf(value, "the argument of dispose"), false); }
 
 }  // namespace mm
