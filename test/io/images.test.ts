@@ -149,9 +149,8 @@ test('decode: damaged bytes give an error or an image, never a crash', async (t)
 });
 
 test('decode: too many pixels are refused before they are decoded', async (t) => {
-  const started = performance.now();
+  // The file holds next to no pixels: a decoder that began would call it truncated.
   await fails(t, decodeImage(fixture('images/bomb.png')), 'ERR_IMAGE', /bomb\.png cannot be decoded: 50000 x 50000 = 2500000000 pixels, more than the limit of 89478485/);
-  t.true(performance.now() - started < 2000);
   await fails(t, decodeImage(fixture('images/rgb.png'), { maxPixels: 743 }), 'ERR_IMAGE', /31 x 24 = 744 pixels, more than the limit of 743/);
   await t.notThrowsAsync(decodeImage(fixture('images/rgb.png'), { maxPixels: 744 }));
 });

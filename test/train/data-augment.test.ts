@@ -167,18 +167,3 @@ test('options out of range are named', (t) => {
   t.throws(() => checkAugment({ ...defaultAugment, scale: [1.2, 1] }), { message: /augment\.scale/ });
   t.throws(() => checkAugment({ ...defaultAugment, flip: NaN }), { message: /augment\.flip/ });
 });
-
-test('speed', (t) => {
-  const pixels = noise(80);
-  const out = new Float32Array(128 * 3 * 64 * 64);
-  const times = Array.from({ length: 20 }, (_, round) => {
-    const start = performance.now();
-    for (let row = 0; row < 128; row++) {
-      const transform = drawTransform(new Rng(round, row), defaultAugment, true);
-      sampleImage(pixels, 0, 80, transform, imagenetNormalisation, out, row * 3 * 64 * 64, 64);
-    }
-    return performance.now() - start;
-  }).sort((a, b) => a - b);
-  t.log(`128 images of 64 x 64 from 80 x 80: median ${times[10].toFixed(1)} ms`);
-  t.true(out.every(Number.isFinite));
-});

@@ -215,14 +215,3 @@ test('wrong loader options throw at once', (t) => {
   t.throws(() => new EmojiLoader(options(), { ahead: 0 }), { code: 'ERR_ARGUMENT' });
   t.throws(() => new EmojiLoader(options(), { workers: 0 }), { code: 'ERR_ARGUMENT' });
 });
-
-test('speed of whole batches', async (t) => {
-  const batches = new EmojiBatches(options({ batchSize: 128 }));
-  const times = Array.from({ length: 15 }, (_, step) => {
-    const start = performance.now();
-    batches.batch(step);
-    return performance.now() - start;
-  }).sort((a, b) => a - b);
-  t.log(`batch of 128: median ${times[7].toFixed(1)} ms`);
-  t.pass();
-});
