@@ -202,3 +202,18 @@ test('V8 feels the memory behind tensors: without dispose the collector still bo
   t.is(ended.code, 0, ended.stderr);
   t.true(Number(ended.stdout) < 400 * 2 ** 23 / 4, `peak of ${ended.stdout.trim()} bytes of ${400 * 2 ** 23} allocated`);
 });
+
+test('steps that dispose of what they make cost no collections', async (t) => {
+  const ended = await runScript(
+    `
+    const kept = Array.from({ length: 10 }, () => mm.Tensor.zeros([1 << 20]));
+    for (let step = 0; step < 60; step++) {
+      mm.scope(() => { for (let i = 0; i < 50; i++) mm.Tensor.zeros([1 << 19]); });
+      await mm.sync();
+    }
+    for (const tensor of kept) tensor.dispose();`,
+    { flags: ['--trace-gc'] },
+  );
+  t.is(ended.code, 0, ended.stderr);
+  t.true(ended.stdout.split('Mark-Compact').length - 1 < 10, ended.stdout);
+});
