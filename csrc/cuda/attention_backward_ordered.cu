@@ -1,5 +1,6 @@
 #include "cuda/attention_backward_ordered.cuh"
 
+#include "cuda/common/initcheck.cuh"
 #include "ops/attention.h"
 
 namespace mm::cuda {
@@ -50,9 +51,11 @@ int32_t run(const MMCall* c, const AttentionProblem& p, const TicketOrder& order
   const OrderedRows rows{headView<const char>(in(c, O)), headView<const char>(in(c, D_O)), data<float>(in(c, LSE)),
                          has(c, D_LSE) ? data<float>(in(c, D_LSE)) : nullptr, parts.lse2, parts.delta, parts.ticket, int(parts.counters),
                          order.tiles * kOrderedQueries};
-  int32_t status = launch(c, attentionOrderedRowsKernel<T, kDim>, dim3(unsigned(ceilDiv(parts.rows, 32))), dim3(256), 0, p, rows);
+  int32_t status = zeroForInitcheck(c, parts.dQ, parts.rows * kDim * int64_t(sizeof(float)));
+  if (!status)
+    status = launch(c, attentionOrderedRowsKernel<T, kDim>, dim3(unsigned(ceilDiv(parts.rows, 32))), dim3(256), 0, p, rows);
   const OrderedOperands<T> x{gradientView<T>(c, DK), gradientView<T>(c, DV), parts.lse2, parts.delta,
-                             parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members, arrivingLanes()};
+                             parts.dQ, parts.keys, parts.turns, parts.ticket, parts.members};
   if (!status)
     status = launch(c, attentionGradientsOrderedKernel<T, kDim>, dim3(unsigned(order.tickets())),
                     dim3(kOrderedThreads), OrderedLayout<kDim>::shared, p, order, x, maps);

@@ -32,7 +32,6 @@
 // 103424 566 to 597.
 #pragma once
 #include "cuda/attention_hopper.cuh"
-#include "cuda/common/arriving.cuh"
 
 namespace mm::cuda {
 
@@ -62,7 +61,6 @@ struct OrderedOperands {
   float4* keys;               // (B, Hk, slots) sums of dK and dV over heads of a group that are streams of their own
   int *turns, *ticket;        // (B, H, tiles) added to dQ so far; the next ticket
   int* members;               // (B, Hk, slots) added to `keys` so far
-  int lanes;                  // that arrive for a warp (arriving.cuh)
 };
 
 template <int D>
@@ -202,7 +200,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
     initBarrier(resident, 1);
     for (int i = 0; i < STAGES; i++) {
       initBarrier(qFull + 8 * i, 1), initBarrier(dOFull + 8 * i, 1);
-      initBarrier(empty + 8 * i, 4 * kOrderedConsumers * x.lanes);
+      initBarrier(empty + 8 * i, 128 * kOrderedConsumers);  // all lanes: racecheck does not follow one behind __syncwarp()
     }
     for (int i = 0; i < SLOPES; i++) {
       initBarrier(slopesFull + 8 * i, 4 * kOrderedConsumers);
@@ -414,7 +412,7 @@ __global__ void __launch_bounds__(kOrderedThreads, 1)
       if (late > 0) waitBarrier(dQEmpty, (late - 1) & 1);
       waitProducts<0>();
       settle(dQ);
-      arriveForWarp(used, x.lanes);
+      arrive(used);
       if (late >= 0) release(slopesEmpty + 8 * (late % SLOPES));
       issueScores(late >= 0, dQ);
       if (late >= 0) sent(late);

@@ -1,4 +1,5 @@
 #include "cuda/chunk_scan_hopper.cuh"
+#include "cuda/common/initcheck.cuh"
 
 namespace mm::cuda::chunk_scan {
 namespace {
@@ -47,7 +48,7 @@ int32_t run(const MMCall* c, const Scan& s, const HopperMaps& maps, const Handov
   task.slices = s.p / kHopperValues, task.problems = s.batch * s.heads * task.slices;
   task.clusters = clusters < task.problems ? clusters : task.problems;
   task.steps = int(ceilDiv(ceilDiv(s.length, kHopperChunk), R));
-  task.handed = handover.states, task.flags = handover.flags, task.lanes = arrivingLanes();
+  task.handed = handover.states, task.flags = handover.flags;
   if (task.problems % task.clusters) {
     const int32_t status = launch(c, chunkClearFlagsKernel, dim3(1), dim3(kFlagThreads), 0, handover.flags, task.clusters * R * 2);
     if (status != MM_OK) return status;
@@ -69,7 +70,9 @@ bool solve(const MMCall* c, const Scan& s, const Handover& handover, int32_t& st
   // Short sequences leave blocks of a cluster idle, which costs more than launches once there are many.
   if (s.length <= 2 * kHopperChunk && problems > four) return false;
   const bool wide = eight && stepsOf(s, problems, 8, eight) < stepsOf(s, problems, 4, four);
-  status = wide ? run<T, 8>(c, s, maps, handover, eight) : run<T, 4>(c, s, maps, handover, four);
+  const int64_t rows = int64_t(s.batch) * s.length * s.heads;
+  status = zeroForInitcheck(c, s.y.data, rows * s.p * int64_t(sizeof(T)));  // y is dense, whatever the order of its axes
+  if (!status) status = wide ? run<T, 8>(c, s, maps, handover, eight) : run<T, 4>(c, s, maps, handover, four);
   return true;
 }
 

@@ -39,7 +39,6 @@
 #pragma once
 #include "cuda/chunk_scan_hopper_decay.cuh"
 #include "cuda/chunk_scan_mma_tiles.cuh"
-#include "cuda/common/arriving.cuh"
 #include "cuda/common/cluster.cuh"
 #include "cuda/common/tma.cuh"
 #include "cuda/common/wgmma.cuh"
@@ -55,7 +54,6 @@ struct HopperMaps {
 };
 struct HopperTask {
   int slices, problems, clusters, steps;  // slices of 64 value channels; steps of a problem, R chunks each
-  int lanes;                              // that arrive for a warp (arriving.cuh)
   float* handed;                          // (clusters, 64 x 128): states of problems that a cluster begins and the next one ends
   int32_t* flags;                         // (clusters, R, 2), zeros: whether a warp's share of them is there
 };
@@ -149,7 +147,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     for (int i = 0; i < 2; i++) {
       for (int b : {Tiles::KEYS_FULL, Tiles::VALUES_FULL, Tiles::QUERIES_FULL}) initBarrier(bar(b + i), 1);
       for (int b : {Tiles::KEYS_FREE, Tiles::VALUES_FREE}) initBarrier(bar(b + i), 12);
-      initBarrier(bar(Tiles::DECAYS_FULL + i), task.lanes), initBarrier(bar(Tiles::DECAYS_FREE + i), 12 * task.lanes);
+      // What plain loads read and plain stores write: all lanes arrive, as racecheck does not follow one behind __syncwarp().
+      initBarrier(bar(Tiles::DECAYS_FULL + i), 32), initBarrier(bar(Tiles::DECAYS_FREE + i), 12 * 32);
       initBarrier(bar(Tiles::QUERIES_FREE + i), 8);
     }
     for (int i = 0; i < Tiles::throughTurns; i++) initBarrier(bar(Tiles::THROUGHS_FULL + i), 1);
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
                        inBlock(bar(Tiles::THROUGHS_FULL + slot), lane));
         waitBarrier(bar(Tiles::DECAYS_FREE + stage), parity ^ 1);
         scalars.store(reinterpret_cast<float*>(shared + Tiles::decays + stage * Tiles::decayBytes));
-        arriveForWarp(bar(Tiles::DECAYS_FULL + stage), task.lanes);
+        arrive(bar(Tiles::DECAYS_FULL + stage));
       }
     } else if (warp >= 2) {
       // A lane has the parts of that lane of warps `first` and first + 1 of the state's warpgroup:
@@ -392,7 +391,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 #pragma unroll
       for (int k = 0; k < 8; k++) multiply<T, true>(sum, a[k], shifted(keys, Keys::rowOffset(16 * k)), k > 0 || kept);
       commitProducts();
-      release(at, Tiles::VALUES_FREE), arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
+      release(at, Tiles::VALUES_FREE), arrive(bar(Tiles::DECAYS_FREE + stage));
       waitProducts<0>();
       settle(sum);
       release(at, Tiles::KEYS_FREE);
@@ -555,7 +554,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       past[0] *= level[0], past[1] *= level[1];
       waitProducts<1>();
       settle(old);
-      arriveForWarp(bar(Tiles::DECAYS_FREE + stage), task.lanes);
+      arrive(bar(Tiles::DECAYS_FREE + stage));
+      __syncwarp();
       if (lane == 0 && s.skip.given) arrive(bar(Tiles::VALUES_FREE + stage));
       if (lane < R) arriveInBlock(inBlock(bar(Tiles::STATE_FREE), lane));
 

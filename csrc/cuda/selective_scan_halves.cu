@@ -1,5 +1,7 @@
 #include "cuda/selective_scan_halves.cuh"
 
+#include "cuda/common/initcheck.cuh"
+
 namespace mm::cuda {
 namespace {
 
@@ -69,7 +71,10 @@ int32_t backward(const MMCall* c) {
   if (status != MM_OK) return status;
   ScanHalvesMaps maps = {};
   if (!encodeMaps(maps, c, shape, parts.borders)) return fail(c, "selectiveScanBackward: the driver refused a tensor map");
-  status = launch(c, selectiveScanBwdHalvesKernel<T>, scanGrid(shape, shape.chunks), dim3(256), ScanHalvesBlock<T>(nullptr).bytes, v, maps);
+  for (int slot : {DU, DDELTA, DZ})
+    if (hasOut(c, slot) && status == MM_OK) status = zeroForInitcheck(c, out(c, slot));
+  if (status == MM_OK)
+    status = launch(c, selectiveScanBwdHalvesKernel<T>, scanGrid(shape, shape.chunks), dim3(256), ScanHalvesBlock<T>(nullptr).bytes, v, maps);
   if (status != MM_OK) return status;
   return launchScanSums<T>(c, shape, parts);
 }
