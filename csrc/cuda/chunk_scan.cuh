@@ -195,16 +195,17 @@ struct LaneSteps {
 };
 
 // x becomes the sum over the lanes before this one (up) or behind it; returns the sum over all.
-__device__ __forceinline__ double exclusiveUp(double& x) {
+template <class T>
+__device__ __forceinline__ T exclusiveUp(T& x) {
   const int lane = threadIdx.x % 32;
-  double sum = x;
+  T sum = x;
 #pragma unroll
   for (int d = 1; d < 32; d *= 2) {
-    const double other = __shfl_up_sync(kAllLanes, sum, d);
+    const T other = __shfl_up_sync(kAllLanes, sum, d);
     if (lane >= d) sum += other;
   }
-  const double before = __shfl_up_sync(kAllLanes, sum, 1);
-  x = lane ? before : 0.0;
+  const T before = __shfl_up_sync(kAllLanes, sum, 1);
+  x = lane ? before : T(0);
   return __shfl_sync(kAllLanes, sum, 31);
 }
 __device__ __forceinline__ void exclusiveDown(double& x) {

@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       };
       const auto wordOf = [&](int m, int i) {
         const uint4& four = part[m][i / 4];
-        return floatsOf<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
+        return unpack2<T>(i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w);
       };
       uint32_t round = 0;  // of parts
       const auto awaitParts = [&] {
@@ -398,7 +398,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 
       send([&](int from) {
         const uint32_t word = pack2<T>(sum[from], sum[from + 1]);
-        const float2 sent = floatsOf<T>(word);
+        const float2 sent = unpack2<T>(word);
         sum[from] -= sent.x, sum[from + 1] -= sent.y;
         return word;
       });
@@ -542,7 +542,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
           const float4 skip = *reinterpret_cast<const float4*>(decays + SKIP + 16 * k + 4 * t);
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            const float2 d = floatsOf<T>(v[i]);
+            const float2 d = unpack2<T>(v[i]);
             y[8 * k + 2 * i] = fmaf(y[8 * k + 2 * i], level[i % 2], (i < 2 ? skip.x : skip.z) * d.x);
             y[8 * k + 2 * i + 1] = fmaf(y[8 * k + 2 * i + 1], level[i % 2], (i < 2 ? skip.y : skip.w) * d.y);
           }
@@ -569,7 +569,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
             transposeQuad(z[h][i]);
 #pragma unroll
             for (int j = 0; j < 4; j++) {
-              const float2 gate = floatsOf<T>(z[h][i][j]);
+              const float2 gate = unpack2<T>(z[h][i][j]);
               const int k = 4 * (4 * i + j) + 2 * h;
               y[k] *= siluApproximate(gate.x), y[k + 1] *= siluApproximate(gate.y);
             }

@@ -1,7 +1,6 @@
 // Scalars by step of a chunk of 128 steps of the chunk engine for Hopper, by one warp: lane i has the steps from 4 i.
 #pragma once
-#include "cuda/chunk_scan.cuh"
-#include "cuda/common/mma.cuh"
+#include "cuda/chunk_scan_mma_tiles.cuh"
 #include "cuda/half_math.cuh"
 
 namespace mm::cuda::chunk_scan {
@@ -37,13 +36,6 @@ __device__ __forceinline__ float softplusApproximate(float x) {
   return fmaxf(x, 0.f) + (e < 0.02f ? series : __logf(1.f + e));
 }
 
-// Two floats of a word; half the instructions of a conversion by halves.
-template <class T>
-__device__ __forceinline__ float2 floatsOf(uint32_t word) {
-  if constexpr (std::is_same_v<T, bf16>) return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
-  else return __half22float2(*reinterpret_cast<const __half2*>(&word));
-}
-
 // Two elements, weighted; w, rest: as REST has them.
 template <class T>
 __device__ __forceinline__ uint32_t weighted(uint32_t word, float w, float rest) {
@@ -52,7 +44,7 @@ __device__ __forceinline__ uint32_t weighted(uint32_t word, float w, float rest)
     const __nv_bfloat162 x = pair(word), product = __hfma2(x, pair(__float_as_uint(w)), __hmul2_rn(x, pair(__float_as_uint(rest))));
     return *reinterpret_cast<const uint32_t*>(&product);
   } else {
-    const float2 x = floatsOf<T>(word);
+    const float2 x = unpack2<T>(word);
     return pack2<T>(x.x * w, x.y * rest);
   }
 }
@@ -98,7 +90,7 @@ struct HopperScalars {
 #pragma unroll
       for (int i = 0; i < 4; i += 2) {
         const uint32_t high = pack2<T>(rest[i], rest[i + 1]);
-        const float2 taken = floatsOf<T>(high);
+        const float2 taken = unpack2<T>(high);
         rest[i + 1] = __uint_as_float(pack2<T>(rest[i] - taken.x, rest[i + 1] - taken.y)), rest[i] = __uint_as_float(high);
       }
     }
@@ -192,16 +184,9 @@ struct HopperSteps {
       sum[e] = kLog2e * (sum[e] < kLeastHopperDecay ? kLeastHopperDecay : sum[e]) + before;
       before = sum[e];
     }
+    exclusiveUp(before);
 #pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-      const float other = __shfl_up_sync(kAllLanes, before, d);
-      if (lane >= d) before += other;
-    }
-    before = __shfl_up_sync(kAllLanes, before, 1);
-    if (lane) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) sum[e] += before;
-    }
+    for (int e = 0; e < 4; e++) sum[e] += before;
     scalars.solve(sum, w, s.scale, falling);
     scalars.skip[0] = valueOf(skip[0], s.skip.dtype), scalars.skip[1] = valueOf(skip[1], s.skip.dtype);
   }
