@@ -130,6 +130,14 @@ void Infer::expectParameterDtype(int slot, int other) const {
            dtypeName(own));
 }
 
+int64_t Infer::expectStarts(int slot, int64_t length) const {
+  expectRank(slot, 1);
+  const int64_t entries = dim(slot, 0);
+  require(entries >= (length ? 2 : 1), "ERR_SHAPE", "%s has shape %s; expected (S + 1), the starts of S packed sequences and their end, %lld",
+          schema_.inputs[slot].name, shapeText(shape(slot)).c_str(), static_cast<long long>(length));
+  return entries - 1;
+}
+
 void Infer::out(int slot, int32_t dtype, Shape shape, Shape strides) {
   outputs[slot].push_back({dtype, std::move(shape), std::move(strides)});
 }

@@ -71,7 +71,7 @@ bool takes(const MMCall* c, const AttentionProblem& p) {
   const int64_t seen = p.left < 0 ? p.keys : int64_t(p.left) + (p.right < 0 ? p.keys : p.right);
   const bool few = int64_t(p.sequences) * p.kvHeads * ceilDiv(p.keys, kOrderedKeys) <= deviceOf(c).multiprocessors;
   const bool many = seen >= 2048 && p.queries >= 2048 && p.keys >= 2048;
-  return (few || many) && !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
+  return (few || many) && p.heads > 0 && !p.packed() && p.dim > 64 && p.dim <= kDim && hasOut(c, DQ) && (hasOut(c, DK) || hasOut(c, DV));
 }
 
 }  // namespace

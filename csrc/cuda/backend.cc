@@ -93,7 +93,6 @@ void streamDestroy(void* stream) {
     streams().all.erase(s);
   }
   destroyGemm(*s);
-  s->memory.trim();
   cudaFree(s->tickets);
   cudaStreamDestroy(s->handle);
   delete s;

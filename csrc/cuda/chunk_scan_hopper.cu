@@ -28,7 +28,8 @@ int clustersOf(const MMCall* c) {
   static int counts[64];  // 1 more than the count, by device
   int& count = counts[deviceOf(c).index % 64];
   if (!count) count = 1 + residentClusters(c, chunkScanHopperKernel<T, R>, R, kHopperThreads, HopperTiles<R>::bytes);
-  return count - 1;
+  const int most = deviceOf(c).multiprocessors / R;  // what there is scratch for
+  return count - 1 < most ? count - 1 : most;
 }
 
 // Steps that a cluster takes.

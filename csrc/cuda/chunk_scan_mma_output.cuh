@@ -52,6 +52,7 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
   const int row0 = warp * 16, col = p0 + row0 + lane % 4 * 2;  // value channels of this warp; the first of this lane's outputs
   const int64_t pair = int64_t(at.sequence) * s.heads + head;
   float state[NT / 8][4] = {};
+  const bool wantsFinal = !GATE && at.last && s.final;
   bool zero = at.first && !s.hasInitial;
   if (!zero && task.segmentStates) readTiled<NT>(state, task.segmentStates + index * (PT * NT), row0);
   else if (!zero) readState<NT>(state, s, s.initial + pair * s.stateSize(), p0 + row0, s.p);
@@ -151,11 +152,11 @@ mmaOutputKernel(const __grid_constant__ Scan s, const __grid_constant__ Gradient
       const Operand& result = GATE ? g.dz : s.y;
       *reinterpret_cast<uint32_t*>(result.at<T>(at.batch, t0 + t, head) + p) = pack2<T>(o[0], o[1]);
     });
-    if (i + 1 < chunks || (!GATE && at.last))
+    if (i + 1 < chunks || wantsFinal)
       advanceState<T, NT, KIND>(state, steps, x, keys, [&](int t) { return steps[DOWN * kChunk + t] * steps[W * kChunk + t]; });
     zero = false;
   }
-  if (!GATE && at.last) writeState<NT>(state, s, s.final + pair * s.stateSize(), p0 + row0, s.p);
+  if (wantsFinal) writeState<NT>(state, s, s.final + pair * s.stateSize(), p0 + row0, s.p);
 }
 
 }  // namespace mm::cuda::chunk_scan

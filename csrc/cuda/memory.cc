@@ -55,6 +55,12 @@ std::string bytesText(uint64_t bytes) {
   return text;
 }
 
+MemoryPool::~MemoryPool() {
+  for (const auto& [block, b] : blocks_)
+    if (b.own) cudaFree(block);
+  for (void* slab : slabs_) cudaFree(slab);
+}
+
 // Small blocks are cut from slabs: a training step has hundreds of them, and cudaMalloc hands out 2 MiB at least.
 void* MemoryPool::fresh(uint64_t size, bool exact) {
   const bool small = !exact && size <= kSmall;
@@ -65,6 +71,7 @@ void* MemoryPool::fresh(uint64_t size, bool exact) {
     blocks_[p] = {size, nullptr, true};
     return p;
   }
+  slabs_.push_back(p);
   for (uint64_t at = size; at + size <= kSlab; at += size) {
     blocks_[p + at] = {size, nullptr, false};
     free_[size].push_back(p + at);

@@ -22,6 +22,11 @@ struct MemoryStats {
 
 class MemoryPool {
  public:
+  MemoryPool() = default;
+  // Frees all memory. The stream has done its work, and its device is current.
+  ~MemoryPool();
+  MemoryPool(const MemoryPool&) = delete;
+  MemoryPool& operator=(const MemoryPool&) = delete;
   // Null where the device has no memory left, also after the cached blocks were freed.
   void* take(uint64_t bytes);
   void give(void* block);
@@ -43,15 +48,16 @@ class MemoryPool {
   std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;
   std::map<uint64_t, std::vector<void*>> free_;
+  std::vector<void*> slabs_;
   Graph* capturing_ = nullptr;
   MemoryStats stats_;
 };
 
-// "2.5 GiB"
 // False under MMMAMBA_CUDA_CACHE=0: every block is then an allocation of its own, of its exact size, and freed at once, so that a
 // sanitizer sees where it ends and what nobody wrote.
 bool caching();
 
+// "2.50 GiB"
 std::string bytesText(uint64_t bytes);
 
 }  // namespace mm::cuda

@@ -85,11 +85,15 @@ int32_t scanInHalves(const MMCall* c) {
   const Device& device = deviceOf(c);
   const auto& u = in(c, U);
   const auto fits = [](const MMTensorView& t) {
-    return (t.shape[2] <= 1 || t.stride[2] == 1) && (t.shape[1] <= 1 || t.stride[1] % 8 == 0) && (t.shape[0] <= 1 || t.stride[0] % 8 == 0);
+    const auto whole = [&](int axis) { return t.shape[axis] <= 1 || (t.stride[axis] > 0 && t.stride[axis] % 8 == 0); };
+    return (t.shape[2] <= 1 || t.stride[2] == 1) && whole(1) && whole(0);
   };
+  if (device.capability() != 90) return false;
+  use(*static_cast<const Stream*>(c->stream));
+  static const bool built = builtForHopper(selectiveScanBwdHalvesKernel<bf16>);
   // dU, dDelta and dZ are laid out like u, delta and z.
-  return device.major == 9 && device.sharedPerBlock >= ScanHalvesBlock<bf16>(nullptr).bytes && tensorMapEncoder() && scanInLanes(c) &&
-      fits(in(c, DOUT)) && numel(u) > 0 && scanShape(c, kLanesStates, false).perGroup % 4 == 0;
+  return built && device.sharedPerBlock >= ScanHalvesBlock<bf16>(nullptr).bytes && tensorMapEncoder() && scanInLanes(c) &&
+      fits(u) && fits(in(c, DELTA)) && (!has(c, Z) || fits(in(c, Z))) && fits(in(c, DOUT)) && numel(u) > 0 && scanShape(c, kLanesStates, false).perGroup % 4 == 0;
 }
 uint64_t scanHalvesWorkspace(const MMCall* c) {
   return in(c, U).dtype == MM_BF16 ? Plan<bf16>(c, Scratch()).bytes : Plan<f16>(c, Scratch()).bytes;

@@ -345,6 +345,8 @@ __global__ void __launch_bounds__(256, 2) selectiveScanBwdHalvesKernel(const Sca
 #pragma unroll
   for (int k = 0; k < HELD; k++) put(half * HELD + k, slots[k * CHANNELS + DA] * kLn2);
   if (!half) put(v.rowD, dSkip + others[0].x), put(v.rowD + 1, dBias + others[0].y);
+#else
+  __trap();
 #endif
 }
 

@@ -22,21 +22,20 @@ inline void checkShapes(Infer& c, int q, int k, int v) {
   c.expectShape(v, {batch, c.dim(k, 1), kvHeads, dim}, "(B, Lk, Hk, D)");
   c.expectSameDtype(k, q), c.expectSameDtype(v, q);
 }
-inline void checkMask(Infer& c, int q, int cuQ, int cuK, int64_t windowLeft, int64_t windowRight) {
+inline void checkMask(Infer& c, int q, int k, int cuQ, int cuK, int64_t windowLeft, int64_t windowRight) {
   c.require(windowLeft >= -1 && windowRight >= -1, "ERR_ARGUMENT",
             "windowLeft and windowRight are at least -1 (unlimited), not %lld and %lld", (long long)windowLeft,
             (long long)windowRight);
   c.require(c.has(cuQ) == c.has(cuK), "ERR_ARGUMENT", "cuSeqlensQ and cuSeqlensK come together");
   if (!c.has(cuQ)) return;
   c.require(c.dim(q, 0) == 1, "ERR_SHAPE", "packed sequences stand in one batch row, but q has %lld", (long long)c.dim(q, 0));
-  c.expectRank(cuQ, 1);
-  c.require(c.dim(cuQ, 0) >= 1, "ERR_SHAPE", "cuSeqlensQ holds the S + 1 starts of S sequences; it is empty");
+  c.expectStarts(cuQ, c.dim(q, 1)), c.expectStarts(cuK, c.dim(k, 1));
   c.expectShape(cuK, c.shape(cuQ), "(S + 1)");
 }
 inline void infer(Infer& c) {
   const Attrs& a = c.attrs<Attrs>();
   checkShapes(c, Q, K, V);
-  checkMask(c, Q, CU_SEQLENS_Q, CU_SEQLENS_K, a.windowLeft, a.windowRight);
+  checkMask(c, Q, K, CU_SEQLENS_Q, CU_SEQLENS_K, a.windowLeft, a.windowRight);
   c.out(O, c.dtype(Q), c.shape(Q));
   c.out(LSE, MM_F32, {c.dim(Q, 0), c.dim(Q, 2), c.dim(Q, 1)});
 }
@@ -71,7 +70,7 @@ struct Attrs {
 inline void infer(Infer& c) {
   const Attrs& a = c.attrs<Attrs>();
   attention::checkShapes(c, Q, K, V);
-  attention::checkMask(c, Q, CU_SEQLENS_Q, CU_SEQLENS_K, a.windowLeft, a.windowRight);
+  attention::checkMask(c, Q, K, CU_SEQLENS_Q, CU_SEQLENS_K, a.windowLeft, a.windowRight);
   c.expectSameShape(O, Q), c.expectSameDtype(O, Q);
   c.expectSameShape(D_O, Q), c.expectSameDtype(D_O, Q);
   const Shape lse = {c.dim(Q, 0), c.dim(Q, 2), c.dim(Q, 1)};

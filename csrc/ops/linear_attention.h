@@ -23,10 +23,8 @@ inline Shape check(Infer& c, int initial_slot, int cu_slot) {
   c.expectSameDtype(V, Q);
   int64_t sequences = batch;
   if (c.has(cu_slot)) {
-    c.expectRank(cu_slot, 1);
     c.require(batch == 1, "ERR_SHAPE", "with cuSeqlens q must have batch 1, it has %lld", static_cast<long long>(batch));
-    c.require(c.dim(cu_slot, 0) >= 1, "ERR_SHAPE", "cuSeqlens must hold the S + 1 starts of S sequences, it is empty");
-    sequences = c.dim(cu_slot, 0) - 1;
+    sequences = c.expectStarts(cu_slot, length);
   }
   const Shape states = {sequences, heads, k, v};
   if (c.has(initial_slot)) c.expectShape(initial_slot, states, "(B, H, K, V), or (S, H, K, V) with cuSeqlens");

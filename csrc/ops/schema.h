@@ -61,6 +61,8 @@ class Infer {
   void expectDtype(int slot, uint32_t set) const;
   // f32 or the dtype of `other`: a parameter. Absent operands pass
   void expectParameterDtype(int slot, int other) const;
+  // (S + 1): the starts of S packed sequences, and their end, `length`. S, which is 0 only where there are no steps.
+  int64_t expectStarts(int slot, int64_t length) const;
   void require(bool ok, const char* code, const char* format, ...) const __attribute__((format(printf, 4, 5)));
   [[noreturn]] void fail(const char* code, const char* format, ...) const __attribute__((format(printf, 3, 4)));
 

@@ -42,10 +42,8 @@ inline Shape check(Infer& c) {
   }
   int64_t sequences = batch;
   if (c.has(CUSEQLENS)) {
-    c.expectRank(CUSEQLENS, 1);
     c.require(batch == 1, "ERR_SHAPE", "with cuSeqlens x must have batch 1, it has %lld", static_cast<long long>(batch));
-    c.require(c.dim(CUSEQLENS, 0) >= 1, "ERR_SHAPE", "cuSeqlens must hold the S + 1 starts of S sequences, it is empty");
-    sequences = c.dim(CUSEQLENS, 0) - 1;
+    sequences = c.expectStarts(CUSEQLENS, c.dim(X, 1));
   }
   const Shape states = {sequences, heads, p, n};
   if (c.has(INITIALSTATES)) c.expectShape(INITIALSTATES, states, "(B, H, P, N), or (S, H, P, N) with cuSeqlens");

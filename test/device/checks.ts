@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import { argmax, add, crossEntropy, matmul } from '../../lib/ops/index.js';
 import { Decoder } from '../../lib/models/decoder.js';
 import { loadModel } from '../../lib/models/load.js';
@@ -104,6 +106,17 @@ async function rejects(action: () => Promise<unknown>, code: string, text: RegEx
   assert.ok(error instanceof MmError, `expected ${code}, got ${String(error)}`);
   assert.equal(error.code, code, error.message);
   assert.match(error.message, text);
+}
+
+/** What the driver has left, GiB, as the refusal of a request tells it. */
+async function freeGiB(device: string): Promise<number> {
+  using huge = Tensor.zeros([2 ** 42], { device });
+  const error = await huge.data().then(
+    () => null,
+    (e: unknown) => e,
+  );
+  assert.ok(error instanceof MmError);
+  return Number(/([\d.]+) GiB of [\d.]+ GiB free/.exec(error.message)![1]);
 }
 
 const noMetrics = { write: () => undefined } as unknown as MetricsFile;
@@ -248,6 +261,25 @@ export const checks: readonly Check[] = [
       same(await bits(model.parameters().map((p) => p.value)), parameters, 'parameters');
       assert.equal(await loss(small), before);
       assert.ok(Number.isFinite(await loss(large)));
+    },
+  },
+  {
+    name: 'workers that end leave no memory of the device behind',
+    needs: 'memory of its own',
+    async run(device) {
+      const small = `const { Tensor, sync } = require(${JSON.stringify(packageRoot)});
+        for (let n = 64; n <= 65536; n *= 2) Tensor.zeros([n], { device: ${JSON.stringify(device)} }).dispose();
+        sync(${JSON.stringify(device)});`;
+      const work = async (): Promise<void> => {
+        const worker = new Worker(small, { eval: true });
+        const [code] = (await once(worker, 'exit')) as [number];
+        assert.equal(code, 0);
+      };
+      await work();
+      const before = await freeGiB(device);
+      for (let i = 0; i < 8; i++) await work();
+      const after = await freeGiB(device);
+      assert.ok(after > before - 0.25, `${before} GiB were free before 8 workers, ${after} after`);
     },
   },
   {

@@ -178,3 +178,25 @@ test.serial('ropeBackward refuses gradients of two batch sizes, though one row o
   const error = await outcome('ropeBackward', operands, {});
   t.is(error?.message, 'ropeBackward: dKEmbed has shape [1, 2, 5, 8]; expected (B, Hk, L, D) = [2, 2, 5, 8]');
 });
+
+test.serial('packed calls without a sequence are refused where there are steps, and compute nothing where there are none', async (t) => {
+  using scope = new Scope();
+  const zeros = (...shape: number[]): Tensor => scope.run(() => Tensor.zeros(shape));
+  const none = (): Tensor => scope.run(() => Tensor.from(Int32Array.of(0), [1]));
+  const calls = (steps: number): [op: string, name: string, operands: Operands][] => {
+    const heads = (): Tensor => zeros(1, steps, 2, 8);
+    const linear = { q: heads(), k: heads(), v: heads(), cuSeqlens: none() };
+    return [
+      ['ssd', 'cuSeqlens', { x: heads(), dt: zeros(1, steps, 2), A: zeros(2), B: zeros(1, steps, 1, 8), C: zeros(1, steps, 1, 8), cuSeqlens: none() }],
+      ['linearAttention', 'cuSeqlens', linear],
+      ['simpleGla', 'cuSeqlens', { ...linear, g: zeros(1, steps, 2) }],
+      ['gla', 'cuSeqlens', { ...linear, gk: heads() }],
+      ['attention', 'cuSeqlensQ', { q: heads(), k: heads(), v: heads(), cuSeqlensQ: none(), cuSeqlensK: none() }],
+    ];
+  };
+  for (const [op, name, operands] of calls(5)) {
+    const error = await outcome(op, operands, {});
+    t.is(error?.message, `${op}: ${name} has shape [1]; expected (S + 1), the starts of S packed sequences and their end, 5`);
+  }
+  for (const [op, , operands] of calls(0)) t.is(await outcome(op, operands, {}), null, op);
+});

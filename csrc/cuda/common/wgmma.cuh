@@ -68,7 +68,9 @@ __device__ __forceinline__ void lowerRegisters() {
 template <class K>
 bool builtForHopper(K kernel) {
   cudaFuncAttributes a{};
-  return cudaFuncGetAttributes(&a, kernel) == cudaSuccess && a.binaryVersion == 90 && a.numRegs > 64;
+  const bool known = cudaFuncGetAttributes(&a, kernel) == cudaSuccess;
+  if (!known) cudaGetLastError();  // what was asked and refused is no error of a later launch
+  return known && a.binaryVersion == 90 && a.numRegs > 64;
 }
 
 // ---- tiles

@@ -54,6 +54,7 @@ export const cases: OpCase[] = [
   make('517 steps, many heads', { L: 517, H: 8, G: 8, P: 4, N: 4, D: 'h' }),
   make('wide heads, two to a group', { L: 300, P: 64, N: 128, D: 'h', initial: true }),
   make('wide heads with everything', { B: 2, L: 130, G: 2, P: 128, N: 128, D: 'hp', z: true, initial: true }),
+  make('wide heads, short and many, gated', { B: 2, L: 40, H: 20, P: 64, N: 128, D: 'h', z: true }),
   make('no sequences', { B: 0, L: 9 }),
   make('no steps', { B: 2, L: 0, initial: true }),
   make('packed', { L: 150, D: 'h', z: true, cu: [0, 3, 67, 68, 68, 150] }),
