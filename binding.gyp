@@ -70,6 +70,8 @@
       ],
       "libraries": ["-ldl", "-lpthread"],
       "conditions": [
+        # Node unloads the library with the last environment that loaded it, and the pool's threads would go on in what was unloaded.
+        ["OS=='linux'", { "ldflags": ["-Wl,-z,nodelete"] }],
         ["target_arch=='x64'", { "dependencies": ["kernels_avx2", "kernels_avx512"] }]
       ]
     }

@@ -41,6 +41,9 @@ struct Task {
     for (const Tensor& t : inputs)
       if (!t.storage->poison.empty()) {
         for (Tensor& o : outputs) o.storage->poison = t.storage->poison;
+        // What should have been written in place is not, which nobody learns from a result.
+        for (const InputSpec& spec : schema->inputs)
+          if (spec.mutates) return stream->fail(t.storage->poison);
         return;
       }
     char error[512] = "";

@@ -51,6 +51,13 @@ std::string shapeText(const Shape& shape) {
   return s + "]";
 }
 
+bool fitsMemory(const Shape& shape) {
+  int64_t n = 1;
+  for (const int64_t d : shape)
+    if (d && (__builtin_mul_overflow(n, d, &n) || n > int64_t(1) << 44)) return false;
+  return true;
+}
+
 Infer::Infer(const Schema& schema, const std::vector<std::vector<Desc>>& inputs, const void* attrs)
     : outputs(schema.outputs.size()), schema_(schema), inputs_(inputs), attrs_(attrs) {
   for (size_t s = 0; s < schema.inputs.size(); s++) {
@@ -139,6 +146,8 @@ int64_t Infer::expectStarts(int slot, int64_t length) const {
 }
 
 void Infer::out(int slot, int32_t dtype, Shape shape, Shape strides) {
+  if (!fitsMemory(shape))
+    fail("ERR_OUT_OF_MEMORY", "%s of shape %s asks for more memory than any machine has", schema_.outputs[slot].name, shapeText(shape).c_str());
   outputs[slot].push_back({dtype, std::move(shape), std::move(strides)});
 }
 

@@ -1,5 +1,6 @@
 #include "core/stream.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/pool.h"
@@ -47,7 +48,7 @@ void Stream::Lane::loop() {
   std::unique_lock<std::mutex> lock(mutex);
   for (;;) {
     wake.wait(lock, [&] { return stopping || !queue.empty(); });
-    if (stopping) return;
+    if (queue.empty()) return;
     std::function<void()> task = std::move(queue.front());
     queue.pop_front();
     lock.unlock();
@@ -57,12 +58,12 @@ void Stream::Lane::loop() {
   }
 }
 
-void Stream::Lane::shutdown() {
+void Stream::Lane::shutdown(bool drop) {
   std::deque<std::function<void()>> dropped;
   {
     std::lock_guard<std::mutex> lock(mutex);
     stopping = true;
-    dropped.swap(queue);
+    if (drop) dropped.swap(queue);
   }
   wake.notify_one();
   if (!thread.joinable()) return;
@@ -71,8 +72,8 @@ void Stream::Lane::shutdown() {
 }
 
 void Stream::shutdown() {
-  executor_.shutdown();
-  completions_.shutdown();
+  executor_.shutdown(true);
+  completions_.shutdown(false);  // what waits there holds memory of the device's reads
 }
 
 void* Stream::allocate(uint64_t bytes, char* error, uint64_t error_size) {
@@ -91,13 +92,20 @@ void Stream::release(void* data, uint64_t bytes) {
 }
 
 void Stream::fail(std::string message) {
+  constexpr size_t most = 16;
   std::lock_guard<std::mutex> lock(errorMutex_);
-  if (error_.empty()) error_ = std::move(message);
+  if (errors_.size() < most && std::find(errors_.begin(), errors_.end(), message) == errors_.end()) errors_.push_back(std::move(message));
+}
+
+void Stream::forget(const std::string& message) {
+  std::lock_guard<std::mutex> lock(errorMutex_);
+  errors_.erase(std::remove(errors_.begin(), errors_.end(), message), errors_.end());
 }
 
 std::string Stream::takeError() {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  return std::exchange(error_, std::string());
+  const std::vector<std::string> all = std::exchange(errors_, {});
+  return all.empty() ? std::string() : all.front();
 }
 
 }  // namespace mm

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "abi/backend.h"
 
@@ -31,14 +32,16 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void enqueue(std::function<void()> task);
   // Runs what waits for the device on a thread of its own, in order, so that the executor goes on. Called by tasks.
   void complete(std::function<void()> task);
-  // Drops what is queued, waits for the running task and ends the thread. Idempotent.
+  // Drops what is queued, waits for the running task and for the device's reads, and ends the threads. Idempotent.
   void shutdown();
 
   void* allocate(uint64_t bytes, char* error, uint64_t error_size);
   void release(void* data, uint64_t bytes);
 
-  // The first failure since the last call of takeError(), in the words of the op that failed.
+  // Failures in the words of the ops that failed: takeError() returns the first since its last call, forget() drops one that its
+  // result has told.
   void fail(std::string message);
+  void forget(const std::string& message);
   std::string takeError();
 
   const MMBackend* backend() const { return backend_; }
@@ -60,7 +63,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
     void push(std::function<void()> task);
     void loop();
-    void shutdown();
+    void shutdown(bool drop);
   };
 
   const MMBackend* const backend_;
@@ -69,7 +72,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   MemoryStats stats_;
   Lane executor_, completions_;
   std::mutex errorMutex_;
-  std::string error_;
+  std::vector<std::string> errors_;
 };
 
 }  // namespace mm

@@ -170,7 +170,7 @@ MM_INLINE void packOut(int64_t columns, const float* src, T* dst, float factor) 
 // ---- softmax
 // 2^x for x <= 127; below -126 exactly zero. Relative error 1e-7.
 MM_INLINE vf exp2(vf x) {
-  const vf magic = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const vf magic = splat(12583039.f);  // 1.5 * 2^23 + 127: adding it rounds to an integer in the low bits, biased as exponents are
   const vf shifted = x + magic;
   const vf f = x - (shifted - magic);
   vf p = splat(1.327647196e-3f);
@@ -179,7 +179,7 @@ MM_INLINE vf exp2(vf x) {
   p = p * f + 2.402211972e-1f;
   p = p * f + 6.931469671e-1f;
   p = p * f + 1.f;
-  const vf y = asFloat(asInt(p) + (asInt(shifted) << 23));
+  const vf y = p * asFloat(asInt(shifted) << 23);
   return select(x < splat(-126.f), vf{}, y);
 }
 MM_INLINE float exp2(float x) { return exp2(splat(x))[0]; }

@@ -24,7 +24,7 @@ struct CachePlan {
     const auto &q = in(c, Q), &k = in(c, K_CACHE);
     const Attrs& a = attrs<Attrs>(c);
     batch = q.shape[0], queries = q.shape[1], heads = q.shape[2], dim = q.shape[3], capacity = k.shape[1], kvHeads = k.shape[2];
-    group = heads / kvHeads, rows = group * queries, splits = (capacity + kSplit - 1) / kSplit;
+    group = heads / kvHeads, rows = group * queries, splits = most(1, (capacity + kSplit - 1) / kSplit);
     scale = a.scale != 0 ? float(a.scale) : float(1 / __builtin_sqrt(double(dim)));
     mask = {a.windowLeft, a.causal ? 0 : -1};
   }

@@ -193,7 +193,7 @@ int32_t allocate(void*, uint64_t bytes, void** data, char* error, uint64_t error
 }
 void release(void*, void* data, uint64_t bytes) { allocator().give(data, bytes); }
 int32_t upload(void*, void* dst, const void* host, uint64_t bytes, char*, uint64_t) {
-  std::memcpy(dst, host, bytes);
+  if (bytes) std::memcpy(dst, host, bytes);
   return MM_OK;
 }
 int32_t zero(void*, void* dst, uint64_t bytes, char*, uint64_t) {

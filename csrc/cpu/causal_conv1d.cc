@@ -442,7 +442,7 @@ void backwardPieces(const Conv& v, const float* taps, const Wanted& want, float*
             const auto& dx = *want.dx;
             unstage(staged, n, data<T>(dx) + b * dx.stride[0] + d * dx.stride[1] + t * dx.stride[2], dx.stride[2]);
           }
-          for (int64_t k = 0; k < history; k++) g[kPiece + k] = g[k];
+          std::memmove(g + kPiece, g, size_t(history) * sizeof(float));  // they overlap where taps reach beyond a piece
         }
       }
       if (want.weights)
@@ -631,7 +631,7 @@ int32_t causalConv1dUpdate(const MMCall* c) {
           && (!hasBias || in(c, BIAS).dtype == weight.dtype);
       constexpr int64_t kBlock = 2048;
       const int64_t blocks = (channels + kBlock - 1) / kBlock;
-      parallelFor(batch * blocks, 1 + 4096 / (kBlock * tokens), [&](int64_t first, int64_t last, int) {
+      parallelFor(batch * blocks, 1 + 4096 / (kBlock * tokens + 1), [&](int64_t first, int64_t last, int) {
         for (int64_t item = first; item < last; item++) {
           const int64_t b = item / blocks, d0 = item % blocks * kBlock, d1 = d0 + kBlock < channels ? d0 + kBlock : channels;
           const T* px = data<T>(x) + b * x.stride[0];

@@ -133,6 +133,7 @@ int32_t crossEntropyBackward(const MMCall* c) {
   const auto &logits = in(c, LOGITS), &labels = in(c, LABELS), &dx = out(c, DLOGITS);
   const auto& a = attrs<Attrs>(c);
   const int64_t n = lastDim(logits), rows = numel(labels);
+  if (const int32_t status = checkLabels(c, labels, a.ignoreIndex, n)) return status;
   const float *weight = has(c, LOSS_WEIGHT) ? data<float>(in(c, LOSS_WEIGHT)) : nullptr, *lse = data<float>(in(c, LSE));
   const float* dPerToken = has(c, DPER_TOKEN) ? data<float>(in(c, DPER_TOKEN)) : nullptr;
   const double divisor = crossEntropyDivisor(labels, weight, a.ignoreIndex);

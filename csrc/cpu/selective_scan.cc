@@ -22,7 +22,7 @@ constexpr float kLog2e = 1.44269504f;
 MM_INLINE vf exp2(vf x) {
   x = select(x < splat(-126.f), splat(-126.f), x);
   x = select(x > splat(127.f), splat(127.f), x);
-  const vf magic = splat(12582912.f), shifted = x + magic, r = x - (shifted - magic);
+  const vf magic = splat(12583039.f), shifted = x + magic, r = x - (shifted - magic);
   vf p = splat(1.535336188319500e-4f);
   p = p * r + 1.339887440266574e-3f;
   p = p * r + 9.618437357674640e-3f;
@@ -30,7 +30,7 @@ MM_INLINE vf exp2(vf x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.f;
-  return asFloat(asInt(p) + (asInt(shifted) << 23));  // the low bits of `shifted` hold the integer part
+  return p * asFloat(asInt(shifted) << 23);  // the low bits of `shifted` hold the integer part, biased as exponents are
 }
 
 // The operands that forward and backward share (slots 0 to 7 agree).

@@ -20,7 +20,7 @@ constexpr int kTileRows[] = {16, 4};  // of the tensor-core kernel, of the gener
 // best.
 int splitCount(const MMCall* c, const AttentionProblem& p, bool mma, int owners) {
   const int all = deviceOf(c).multiprocessors, slots = 2 * all;
-  const int most = int(std::min<int64_t>(kMostSplits, ceilDiv(p.keys, 128)));
+  const int most = int(std::clamp<int64_t>(ceilDiv(p.keys, 128), 1, kMostSplits));
   if (mma && owners > 0 && owners <= all && all / owners * owners * 10 >= all * 9) return std::min(most, all / owners);
   int best = 1;
   double least = 1e30;

@@ -20,6 +20,8 @@ namespace mm {
 
 namespace {
 
+constexpr double kMostInteger = 9007199254740991.0;  // Number.MAX_SAFE_INTEGER
+
 template <class F>
 auto guarded(Napi::Env env, F&& f) {
   try {
@@ -39,7 +41,7 @@ Shape integersOf(Napi::Value value, const char* what) {
   for (uint32_t i = 0; i < a.Length(); i++) {
     const Napi::Value item = a.Get(i);
     const double d = item.IsNumber() ? item.As<Napi::Number>().DoubleValue() : NAN;
-    if (!(d >= 0) || d != std::floor(d) || d > 9007199254740991.0)
+    if (!(d >= 0) || d != std::floor(d) || d > kMostInteger)
       throw makeError(env, "ERR_SHAPE", std::string(what) + "[" + std::to_string(i) + "] must be a non-negative integer");
     shape.push_back(static_cast<int64_t>(d));
   }
@@ -48,9 +50,7 @@ Shape integersOf(Napi::Value value, const char* what) {
 
 Shape shapeOf(Napi::Value value) {
   const Shape shape = integersOf(value, "shape");
-  double product = 1;
-  for (const int64_t d : shape) product *= static_cast<double>(d);
-  if (product > 0x1p44) throw makeError(value.Env(), "ERR_OUT_OF_MEMORY", "shape " + shapeText(shape) + " asks for more memory than any machine has");
+  if (!fitsMemory(shape)) throw makeError(value.Env(), "ERR_OUT_OF_MEMORY", "shape " + shapeText(shape) + " asks for more memory than any machine has");
   return shape;
 }
 
@@ -147,6 +147,7 @@ uint64_t attrBits(Napi::Env env, const Schema& schema, const AttrSpec& spec, Nap
         if (!value.IsNumber() || !std::isfinite(value.As<Napi::Number>().DoubleValue())) bad("a finite number");
         number = value.As<Napi::Number>().DoubleValue();
         if (spec.kind == AttrKind::Int && number != std::floor(number)) bad("an integer");
+        if (spec.kind == AttrKind::Int && std::fabs(number) > kMostInteger) bad("a safe integer");
     }
   else if (spec.required) bad("given");
   uint64_t bits;
@@ -185,6 +186,8 @@ Napi::Value runOp(const Napi::CallbackInfo& info) {
     const Napi::Value v = slots.Get(s);
     const std::string what = std::string(schema.name) + ": " + schema.inputs[s].name;
     if (v.IsNull() || v.IsUndefined()) continue;
+    if (v.IsArray() != schema.inputs[s].list)
+      throw makeError(env, "ERR_ARGUMENT", what + (v.IsArray() ? " is a list; it takes one tensor" : " is one tensor; it takes a list"));
     if (v.IsArray()) {
       const Napi::Array items = v.As<Napi::Array>();
       for (uint32_t i = 0; i < items.Length(); i++) inputs[s].push_back(unwrapTensor(items.Get(i), (what + "[" + std::to_string(i) + "]").c_str()));
@@ -223,7 +226,8 @@ Napi::Value fromBytes(const Napi::CallbackInfo& info) {
   Tensor t = emptyTensor(stream, dtype, shape);
   const uint64_t bytes = t.storage->bytes;
   std::shared_ptr<std::vector<uint8_t>> staged;
-  if (info[0].IsTypedArray()) {
+  if (!info[0].IsNull()) {
+    if (!info[0].IsTypedArray()) throw makeError(env, "ERR_ARGUMENT", "bytes must be a typed array, such as new Uint8Array(buffer)");
     const auto source = info[0].As<Napi::Uint8Array>();
     if (source.ByteLength() != bytes)
       throw makeError(env, "ERR_SHAPE", "data has " + std::to_string(source.ByteLength()) + " bytes; shape " + shapeText(shape) + " of " +
@@ -253,13 +257,26 @@ Napi::Value makeView(const Napi::CallbackInfo& info) {
   Tensor t = unwrapTensor(info[0], "the tensor");
   const Shape shape = shapeOf(info[1]), strides = integersOf(info[2], "strides");
   const int64_t offset = info[3].As<Napi::Number>().Int64Value();
+  const int64_t elements = static_cast<int64_t>(t.storage->bytes / dtypeSize(t.desc.dtype));
+  bool inside = shape.size() == strides.size() && offset >= 0;
   int64_t last = offset;
-  for (size_t i = 0; i < shape.size(); i++) last += (shape[i] - 1) * strides[i];
-  if (shape.size() != strides.size() || offset < 0 ||
-      (numelOf(shape) > 0 && static_cast<uint64_t>(last + 1) * dtypeSize(t.desc.dtype) > t.storage->bytes))
+  for (size_t i = 0; inside && numelOf(shape) > 0 && i < shape.size(); i++) {
+    int64_t step;
+    inside = !__builtin_mul_overflow(shape[i] - 1, strides[i], &step) && !__builtin_add_overflow(last, step, &last);
+  }
+  if (!inside || (numelOf(shape) > 0 && last >= elements))
     throw makeError(env, "ERR_SHAPE", "the view " + shapeText(shape) + " reaches outside its storage");
   t.desc.shape = shape, t.desc.strides = strides, t.offset = offset;
   return wrapTensor(env, std::move(t));
+}
+
+// JavaScript's own constructor throws where there is no memory; napi_create_arraybuffer ends the process.
+Napi::ArrayBuffer hostBuffer(Napi::Env env, uint64_t bytes) {
+  try {
+    return env.Global().Get("ArrayBuffer").As<Napi::Function>().New({Napi::Number::New(env, static_cast<double>(bytes))}).As<Napi::ArrayBuffer>();
+  } catch (const Napi::Error&) {
+    throw makeError(env, "ERR_OUT_OF_MEMORY", "there is no host memory for the " + std::to_string(bytes) + " bytes to be read");
+  }
 }
 
 // read(handle) -> Promise<ArrayBuffer> of the dense contents
@@ -268,7 +285,7 @@ Napi::Value readTensor(const Napi::CallbackInfo& info) {
   Tensor t = unwrapTensor(info[0], "the tensor");
   if (!t.dense()) t = guarded(env, [&] { return denseCopy(t); });
   const uint64_t bytes = static_cast<uint64_t>(t.numel() * dtypeSize(t.desc.dtype));
-  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, bytes);
+  Napi::ArrayBuffer buffer = hostBuffer(env, bytes);
   void* host = buffer.Data();  // the fence's reference keeps it alive; nobody sees it before the promise resolves
   const std::shared_ptr<Stream> stream = t.storage->stream;
   return Environment::of(env).fence(env, stream, buffer, [t, host, bytes](void*& ticket) -> std::string {
@@ -389,6 +406,13 @@ Napi::Value disposeGraph(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// stop(): what is queued is dropped, what runs ends, and nothing runs from then on. For a process that ends: exit() takes libraries'
+// code away from under threads.
+Napi::Value stop(const Napi::CallbackInfo& info) {
+  for (const auto& [name, stream] : Environment::of(info.Env()).streams()) stream->shutdown();
+  return info.Env().Undefined();
+}
+
 Napi::Value listBackends(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array all = Napi::Array::New(env);
@@ -434,6 +458,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("captureEnd", Napi::Function::New(env, captureEnd));
   exports.Set("replay", Napi::Function::New(env, replayGraph));
   exports.Set("disposeGraph", Napi::Function::New(env, disposeGraph));
+  exports.Set("stop", Napi::Function::New(env, stop));
   exports.Set("backends", Napi::Function::New(env, listBackends));
   exports.Set("setSearch", Napi::Function::New(env, setSearch));
   return exports;

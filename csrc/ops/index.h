@@ -229,7 +229,7 @@ inline void infer(Infer& c) {
   const int64_t rank = c.rank(DY), axis = a.axis < 0 ? a.axis + rank : a.axis;
   c.require(axis >= 0 && axis < rank, "ERR_ARGUMENT", "axis is %lld; dY has shape %s", static_cast<long long>(a.axis),
       shapeText(c.shape(DY)).c_str());
-  c.require(a.start >= 0 && a.start + c.shape(DY)[axis] <= a.length, "ERR_ARGUMENT",
+  c.require(a.start >= 0 && c.shape(DY)[axis] <= a.length - a.start, "ERR_ARGUMENT",
       "a slice of %lld from %lld does not lie in an axis of %lld",
             static_cast<long long>(c.shape(DY)[axis]), static_cast<long long>(a.start), static_cast<long long>(a.length));
   Shape x = c.shape(DY);

@@ -17,8 +17,9 @@ inline Shape resultShape(Infer& c, int64_t outH, int64_t outW) {
   while (side * side < tokens) side++;
   c.require(c.dim(POS_EMBED, 0) == 1 && side * side == tokens, "ERR_SHAPE", "posEmbed has shape %s; expected (1, g*g, c)",
             shapeText(c.shape(POS_EMBED)).c_str());
-  c.require(outH > 0 && outW > 0, "ERR_ARGUMENT", "outH and outW are %lld and %lld; both must be at least 1",
-            static_cast<long long>(outH), static_cast<long long>(outW));
+  constexpr int64_t most = 1 << 20;
+  c.require(outH > 0 && outW > 0 && outH <= most && outW <= most, "ERR_ARGUMENT", "outH and outW are %lld and %lld; both must be from 1 to %lld",
+            static_cast<long long>(outH), static_cast<long long>(outW), static_cast<long long>(most));
   return {1, outH * outW, c.dim(POS_EMBED, 2)};
 }
 inline void infer(Infer& c) {

@@ -24,6 +24,8 @@ constexpr uint32_t kAny = kFloat | kI32 | kU8;
 
 const char* dtypeName(int32_t dtype);
 std::string shapeText(const Shape& shape);
+// Shapes multiply to at most 2^44, axes of zero length left out, so that no count of elements or bytes overflows.
+bool fitsMemory(const Shape& shape);
 
 // What infer() sees of an operand and says of a result. Empty strides mean dense row-major.
 struct Desc {

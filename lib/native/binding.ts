@@ -83,6 +83,8 @@ export interface Binding {
   captureEnd(graph: GraphHandle): Promise<void>;
   replay(graph: GraphHandle): void;
   disposeGraph(graph: GraphHandle): void;
+  /** Drops what is queued and waits for what runs, for good. */
+  stop(): void;
   backends(): RawBackend[];
   setSearch(backend: string, paths: string[]): void;
 }

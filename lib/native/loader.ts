@@ -105,6 +105,7 @@ function load(): Loaded {
   if (!loaded) {
     const opened = open();
     opened.binding.setSearch('cuda', cudaSearch(opened.path));
+    process.once('exit', () => opened.binding.stop()); // exit() unloads code that kernels may run in
     loaded = opened;
   }
   return loaded;

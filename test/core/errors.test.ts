@@ -1,7 +1,8 @@
 import test from 'ava';
 import { readFileSync } from 'node:fs';
-import { add, backends, concat, gatherRows, Graph, MmError, permute, reshape, rmsNorm, scale, slice, split, sync, Tensor } from '../../lib/index.js';
+import { add, backends, concat, gatherRows, Graph, linear, MmError, permute, posEmbedBicubic, reshape, rmsNorm, scale, slice, split, sync, Tensor } from '../../lib/index.js';
 import { run } from '../../lib/tensor/run.js';
+import { Scope } from '../../lib/tensor/scope.js';
 import { balanced, fails, runScript } from './support.js';
 
 test.serial('a wrong shape names the operand, its shape and the right one', async (t) => {
@@ -35,6 +36,8 @@ test.serial('operands and options are checked by name', async (t) => {
     await fails(t, () => run('rmsNorm', { x, weight: x }, { eps: NaN }), 'ERR_ARGUMENT', /rmsNorm: eps must be a finite number/);
     await fails(t, () => run('cast', { x }, { dtype: 'f64' }), 'ERR_ARGUMENT', /cast: dtype must be one of f32\|bf16\|f16\|i32\|u8; got 'f64'/);
     await fails(t, () => run('concat', { x: [x] }, { axis: 1.5 }), 'ERR_ARGUMENT', /concat: axis must be an integer/);
+    await fails(t, () => run('add', { a: [x, x], b: x }), 'ERR_ARGUMENT', /add: a is a list; it takes one tensor/);
+    await fails(t, () => run('concat', { x }, { axis: 0 }), 'ERR_ARGUMENT', /concat: x is one tensor; it takes a list/);
     await fails(t, () => concat({ x: [] }, { axis: 0 }), 'ERR_ARGUMENT', /concat: x is an empty list/);
     await fails(t, () => run('noSuchOp', { x }), 'ERR_ARGUMENT', /unknown operator 'noSuchOp'/);
   });
@@ -45,6 +48,7 @@ test.serial('data that does not fit its shape', async (t) => {
     await fails(t, () => Tensor.from([1, 2, 3], [2, 2]), 'ERR_SHAPE', /3 elements; shape \[2, 2\] needs 4/);
     await fails(t, () => Tensor.from([[1, 2], [3]]), 'ERR_SHAPE', /data\[1\] has 1 entries where its siblings have 2/);
     await fails(t, () => Tensor.fromBytes(new Uint8Array(7), 'f32', [2]), 'ERR_SHAPE', /7 bytes; shape \[2\] of f32 needs 8/);
+    await fails(t, () => Tensor.fromBytes(new ArrayBuffer(8) as never, 'f32', [2]), 'ERR_ARGUMENT', /bytes must be a typed array/);
     await fails(t, () => Tensor.zeros([-1]), 'ERR_SHAPE', /shape\[0\] must be a non-negative integer/);
     await fails(t, () => Tensor.zeros([1.5]), 'ERR_SHAPE', /shape\[0\] must be a non-negative integer/);
     await fails(t, () => Tensor.zeros([1, 1, 1, 1, 1, 1, 1, 1, 1]), 'ERR_SHAPE', /9 axes; at most/);
@@ -66,6 +70,15 @@ test.serial('views out of range', async (t) => {
 test.serial('a shape beyond any memory is refused at the call', async (t) => {
   await balanced(t, async () => {
     await fails(t, () => Tensor.zeros([2 ** 40, 2 ** 20]), 'ERR_OUT_OF_MEMORY', /asks for more memory than any machine has/);
+    await fails(t, () => Tensor.zeros([2 ** 40, 0, 2 ** 20]), 'ERR_OUT_OF_MEMORY', /asks for more memory than any machine has/);
+    using long = Tensor.zeros([2 ** 32, 0]);
+    await fails(t, () => linear({ x: long, weight: long }), 'ERR_OUT_OF_MEMORY', /linear: y of shape \[4294967296, 4294967296\] asks for more/);
+    await fails(t, () => posEmbedBicubic({ posEmbed: long }, { outH: 2 ** 31, outW: 2 ** 33 }), 'ERR_SHAPE', /posEmbed has shape/);
+    using grid = Tensor.zeros([1, 4, 8]);
+    await fails(t, () => posEmbedBicubic({ posEmbed: grid }, { outH: 2 ** 31, outW: 2 ** 33 }), 'ERR_ARGUMENT', /both must be from 1 to 1048576/);
+    await fails(t, () => run('sliceBackward', { dY: grid }, { axis: 0, start: 2 ** 63 - 1024, length: 4096 }), 'ERR_ARGUMENT', /start must be a safe integer/);
+    await fails(t, () => grid.aliased([2], [2 ** 52], 2 ** 52), 'ERR_SHAPE', /reaches outside its storage/);
+    await fails(t, () => grid.aliased([1], [1], 32), 'ERR_SHAPE', /reaches outside its storage/);
   });
 });
 
@@ -75,6 +88,7 @@ const overcommits = readFileSync('/proc/sys/vm/overcommit_memory', 'utf8').trim(
   await balanced(t, async () => {
     const x = Tensor.zeros([2 ** 43]);
     await fails(t, () => sync(), 'ERR_OUT_OF_MEMORY', /out of memory/);
+    await fails(t, () => x.data(), 'ERR_OUT_OF_MEMORY', /no host memory for the 35184372088832 bytes/);
     x.dispose();
     using y = Tensor.full([2], 3);
     t.is((await y.toFloat32())[1], 3);
@@ -134,6 +148,46 @@ test.serial('a failed kernel rejects the next wait, whichever it is, once', asyn
     await fails(t, () => sync(), 'ERR_KERNEL', /gatherRows/);
     await sync();
     t.pass();
+  });
+});
+
+test.serial('what a failed operand kept an op from writing in place is told by the next wait', async (t) => {
+  await balanced(t, async () => {
+    const bad = badGather();
+    await fails(t, () => sync(), 'ERR_KERNEL', /gatherRows/);
+    using kept = Tensor.zeros([2, 3]);
+    run('copyInto', { dst: kept, src: bad.y });
+    await fails(t, () => sync(), 'ERR_KERNEL', /gatherRows/);
+    bad.dispose();
+  });
+});
+
+test.serial('reading one failed result leaves the failure of another op to be told', async (t) => {
+  await balanced(t, async () => {
+    using cache = Tensor.zeros([1, 4, 1, 8]);
+    using x = Tensor.zeros([1, 1, 1, 8]);
+    using positions = Tensor.from([9], [1], { dtype: 'i32' });
+    run('kvCacheAppend', { cache, x, positions });
+    const bad = badGather();
+    await fails(t, () => bad.y.data(), 'ERR_KERNEL', /gatherRows/);
+    await fails(t, () => sync(), 'ERR_KERNEL', /kvCacheAppend/);
+    await sync();
+    bad.dispose();
+  });
+});
+
+test.serial('labels that were changed behind a forward pass are refused by the backward one', async (t) => {
+  await balanced(t, async () => {
+    using scope = new Scope();
+    const { dLogits } = scope.run(() =>
+      run('crossEntropyBackward', {
+        logits: Tensor.zeros([2, 4]),
+        labels: Tensor.from([1, -500_000_000], [2], { dtype: 'i32' }),
+        lse: Tensor.zeros([2]),
+        dLoss: Tensor.full([], 1),
+      }),
+    );
+    await fails(t, () => dLogits!.data(), 'ERR_KERNEL', /crossEntropyBackward: label 1 is -500000000; expected a class in \[0, 4\)/);
   });
 });
 

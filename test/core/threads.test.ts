@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { packageRoot } from '../../lib/native/loader.js';
 import { add, rmsNorm, sync, Tensor } from '../../lib/index.js';
-import { balanced, runScript } from './support.js';
+import { balanced, ended, runScript } from './support.js';
 
 const library = pathToFileURL(join(packageRoot, 'dist', 'lib', 'index.js')).href;
 
@@ -70,6 +70,33 @@ test.serial('a worker is terminated amid queued work', async (t) => {
 test('process.exit with queued work exits with its code', async (t) => {
   const ended = await runScript(`${flood}\n  void x.data();\n  process.exit(3);`);
   t.deepEqual([ended.code, ended.signal, ended.stderr], [3, null, '']);
+});
+
+test('process.exit amid matrix products exits with its code', async (t) => {
+  const products = `
+    const x = mm.Tensor.full([1024, 1024], 1, { dtype: 'bf16' });
+    for (let i = 0; i < 40; i++) mm.matmul({ a: x, b: x });
+    setTimeout(() => process.exit(3), 20);`;
+  for (let i = 0; i < 4; i++) {
+    const exited = await runScript(products);
+    t.deepEqual([exited.code, exited.signal, exited.stderr], [3, null, '']);
+  }
+});
+
+test('workers come and go in a process whose main thread never loads the library', async (t) => {
+  const text = `
+    const { Worker } = require('node:worker_threads');
+    const { once } = require('node:events');
+    const body = ${JSON.stringify(`import('${library}').then(async (mm) => {${chain}\n});`)};
+    (async () => {
+      for (let i = 0; i < 12; i++) {
+        const [code] = await once(new Worker(body, { eval: true }), 'exit');
+        if (code !== 0) process.exitCode = 1;
+        await new Promise((done) => setTimeout(done, 20));
+      }
+    })();`;
+  const all = await ended(process.execPath, ['-e', text]);
+  t.deepEqual([all.code, all.signal, all.stderr], [0, null, '']);
 });
 
 test('a process ends by itself once its queued work is done or not waited for', async (t) => {

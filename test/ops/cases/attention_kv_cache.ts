@@ -48,6 +48,7 @@ export const cases: OpCase[] = [
   make('window', { Lmax: 700, lengths: [700, 600], attrs: { windowLeft: 100 } }),
   make('window, many queries', { Lq: 20, Lmax: 150, lengths: [150, 60], attrs: { windowLeft: 10 } }),
   make('cache ordered by head', { Lmax: 90, lengths: [90, 30], order: [0, 2, 1, 3] }),
+  make('a cache without room', { Lmax: 0, lengths: [0, 0] }),
   make('no batch', { Lmax: 9, lengths: [] }),
   append('one token', [3, 40, 2, 32], 1, [0, 7, 39]),
   append('a prompt', [2, 150, 3, 20], 130, [0, 20]),
