@@ -1,6 +1,5 @@
 #include "core/stream.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "core/pool.h"
@@ -92,20 +91,18 @@ void Stream::release(void* data, uint64_t bytes) {
 }
 
 void Stream::fail(std::string message) {
-  constexpr size_t most = 16;
   std::lock_guard<std::mutex> lock(errorMutex_);
-  if (errors_.size() < most && std::find(errors_.begin(), errors_.end(), message) == errors_.end()) errors_.push_back(std::move(message));
+  if (error_.empty()) error_ = std::move(message);
 }
 
-void Stream::forget(const std::string& message) {
+void Stream::told(const std::string& message) {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  errors_.erase(std::remove(errors_.begin(), errors_.end(), message), errors_.end());
+  if (error_ == message) error_.clear();
 }
 
 std::string Stream::takeError() {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  const std::vector<std::string> all = std::exchange(errors_, {});
-  return all.empty() ? std::string() : all.front();
+  return std::exchange(error_, std::string());
 }
 
 }  // namespace mm

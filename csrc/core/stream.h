@@ -10,7 +10,6 @@
 #include <mutex>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "abi/backend.h"
 
@@ -38,10 +37,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void* allocate(uint64_t bytes, char* error, uint64_t error_size);
   void release(void* data, uint64_t bytes);
 
-  // Failures in the words of the ops that failed: takeError() returns the first since its last call, forget() drops one that its
-  // result has told.
+  // The first failure since it was last taken or told by a result, in the words of the op that failed.
   void fail(std::string message);
-  void forget(const std::string& message);
+  void told(const std::string& message);
   std::string takeError();
 
   const MMBackend* backend() const { return backend_; }
@@ -72,7 +70,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   MemoryStats stats_;
   Lane executor_, completions_;
   std::mutex errorMutex_;
-  std::vector<std::string> errors_;
+  std::string error_;
 };
 
 }  // namespace mm

@@ -92,7 +92,7 @@ Napi::Promise Environment::fence(Napi::Env env, const std::shared_ptr<Stream>& s
     void* ticket = nullptr;
     waiter->error = begin(ticket);
     if (waiter->error.empty()) waiter->error = raw->takeError();
-    else raw->forget(waiter->error);
+    else raw->told(waiter->error);
     const auto finish = [this, waiter] { wake_.NonBlockingCall(waiter, [this](Napi::Env e, Napi::Function, Waiter* w) { settle(e, w); }); };
     if (!ticket) return finish();
     raw->complete([raw, ticket, waiter, finish] {
