@@ -3,6 +3,7 @@ import { MmError } from '../native/errors.js';
 import { run, type Operands, type Results } from '../tensor/run.js';
 import { Scope, scope, untracked } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
+import { inOneDtype } from './dtypes.js';
 import { ruleOf } from './rules.js';
 
 /** Gradients of a node's inputs, in their order; null where none is wanted. */
@@ -87,7 +88,8 @@ export class Tape implements Disposable {
 
   /**
    * d loss / d wrt for each of `wrt`; null for one that the loss does not depend on. `loss` has one element, unless its
-   * upstream gradient is given. Frees everything recorded; the tape cannot be used again.
+   * upstream gradient is given. A gradient is in its tensor's dtype or in f32. Frees everything recorded; the tape cannot be
+   * used again.
    */
   backward(loss: Tensor, wrt: readonly Tensor[], upstream?: Tensor): (Tensor | null)[] {
     const all = this.backwardAll([[loss, upstream ?? null]]);
@@ -165,9 +167,9 @@ function accumulate(grads: Map<Tensor, Tensor>, t: Tensor, g: Tensor): void {
     grads.set(t, g);
     return;
   }
-  grads.set(t, run('add', { a: before, b: g })['y']!);
-  before.dispose();
-  g.dispose();
+  const [a, b] = inOneDtype([before, g]);
+  grads.set(t, run('add', { a, b })['y']!);
+  for (const part of [before, g, a!, b!]) part.dispose();
 }
 
 /**
