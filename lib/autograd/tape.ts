@@ -1,7 +1,7 @@
 import type { Attrs } from '../native/binding.js';
 import { MmError } from '../native/errors.js';
-import { run, type Operands, type Results } from '../tensor/run.js';
-import { Scope, scope, untracked } from '../tensor/scope.js';
+import { opSchema, run, type Operands, type Results } from '../tensor/run.js';
+import { Scope, scope, tensorsIn, untracked } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
 import { inOneDtype } from './dtypes.js';
 import { ruleOf } from './rules.js';
@@ -36,7 +36,8 @@ export function noGrad<T>(fn: () => T): T {
 
 /**
  * Records ops on tensors that lead back to a leaf with `requiresGrad`, and walks them backwards once. It holds what the
- * gradient rules need, also after the tensors' scopes closed, and lets go of it node by node during backward().
+ * gradient rules need, also after the tensors' scopes closed, and lets go of it node by node during backward(). It holds the
+ * tensors themselves: nothing tells when one is written over in place before backward(), and the gradients are wrong then.
  *
  *     using tape = new Tape();
  *     const loss = tape.record(() => model.loss(batch));
@@ -48,13 +49,16 @@ export class Tape implements Disposable {
   #leaves = new Set<Tensor>();
   #spent = false;
 
-  /** Runs the synchronous `fn` with this tape recording. */
+  /** Runs the synchronous `fn` with this tape recording. @throws MmError ERR_DISPOSED after backward(), ERR_ARGUMENT for an async `fn` */
   record<T>(fn: () => T): T {
     if (this.#spent) throw new MmError('ERR_DISPOSED', 'the tape was used up by backward() or dispose(); make a new one');
     const outer = active;
     active = this;
     try {
-      return fn();
+      const result = fn();
+      if (result instanceof Promise)
+        throw new MmError('ERR_ARGUMENT', 'Tape.record() takes a synchronous function; for code with await call record() around the synchronous parts');
+      return result;
     } finally {
       active = outer;
     }
@@ -72,9 +76,18 @@ export class Tape implements Disposable {
   /** Internal: records an operator call by the rule of its schema. */
   recordOp(op: string, operands: Operands, results: Results, attrs: Attrs | undefined): void {
     const rule = ruleOf(op);
-    if (!rule) return;
+    if (!rule) return this.#refuseWrite(op, operands);
     const { inputs, saved, backward } = rule(operands, results, attrs);
     this.recordNode(inputs, Object.values(results), saved, backward);
+  }
+
+  /** An op that only writes in place has no gradient: one that it should pass on would be lost. */
+  #refuseWrite(op: string, operands: Operands): void {
+    const { inputs, outputs } = opSchema(op);
+    if (outputs.length > 0) return;
+    for (const { name, mutates } of inputs)
+      if (!mutates && tensorsIn(operands[name]).some((t) => this.tracks(t)))
+        throw new MmError('ERR_ARGUMENT', `${op}: ${name} leads back to a tensor with requiresGrad, and what is written in place passes no gradient on: use an op that returns its result (copy, concat), or write under noGrad()`);
   }
 
   /** Records a hand-written rule. `saved` tensors stay usable until the node was walked. */
@@ -87,59 +100,65 @@ export class Tape implements Disposable {
   }
 
   /**
-   * d loss / d wrt for each of `wrt`; null for one that the loss does not depend on. `loss` has one element, unless its
-   * upstream gradient is given. A gradient is in its tensor's dtype or in f32. Frees everything recorded; the tape cannot be
-   * used again.
+   * d loss / d wrt for each of `wrt`, leaves or results of recorded ops; null for one that the loss does not depend on, or
+   * that the tape does not track. `loss` has one element, unless its upstream gradient is given. A gradient is in its tensor's
+   * dtype or in f32. Frees everything recorded, also where it throws; the tape cannot be used again.
    */
   backward(loss: Tensor, wrt: readonly Tensor[], upstream?: Tensor): (Tensor | null)[] {
-    const all = this.backwardAll([[loss, upstream ?? null]]);
     const wanted = new Set(wrt);
-    for (const [leaf, grad] of all) if (!wanted.has(leaf)) grad.dispose();
+    const all = this.backwardAll([[loss, upstream ?? null]], wanted);
+    for (const [t, grad] of all) if (!wanted.has(t)) grad.dispose();
     return wrt.map((t) => all.get(t) ?? null);
   }
 
-  /** Gradients of all leaves, from several outputs with their upstream gradients (null: ones, for a single element). */
-  backwardAll(roots: readonly (readonly [Tensor, Tensor | null])[]): Map<Tensor, Tensor> {
+  /**
+   * Gradients of all leaves, and of `also` among the results of recorded ops, from several outputs with their upstream
+   * gradients (null: ones, for a single element).
+   */
+  backwardAll(roots: readonly (readonly [Tensor, Tensor | null])[], also: ReadonlySet<Tensor> = new Set()): Map<Tensor, Tensor> {
     if (this.#spent) throw new MmError('ERR_DISPOSED', 'the tape was used up by backward() or dispose(); make a new one');
-    return noGrad(() =>
-      scope(() => {
-        const grads = new Map<Tensor, Tensor>();
-        for (const [root, given] of roots) {
-          if (!given && root.size !== 1)
-            throw new MmError('ERR_SHAPE', `backward() starts from one element; the shape is [${root.shape.join(', ')}]: give the upstream gradient`);
-          accumulate(grads, root, given ? run('copy', { x: given })['y']! : onesLike(root));
-        }
-        while (this.#nodes.length) {
-          const node = this.#nodes.pop()!;
-          const up = node.outputs.map((o) => (o ? (grads.get(o) ?? null) : null));
-          if (up.some((g) => g)) {
-            const needs = node.inputs.map((t) => this.tracks(t));
-            const temporary = new Scope();
-            const results = temporary.run(() => node.backward(up, needs));
-            results.forEach((g, i) => {
-              if (g && needs[i]) {
-                temporary.release(g);
-                accumulate(grads, node.inputs[i]!, g);
-              }
-            });
-            temporary.dispose();
+    try {
+      return noGrad(() => scope(() => this.#walk(roots, also)));
+    } finally {
+      this.dispose();
+    }
+  }
+
+  #walk(roots: readonly (readonly [Tensor, Tensor | null])[], also: ReadonlySet<Tensor>): Map<Tensor, Tensor> {
+    const grads = new Map<Tensor, Tensor>();
+    for (const [root, given] of roots) {
+      if (!given && root.size !== 1)
+        throw new MmError('ERR_SHAPE', `backward() starts from one element; the shape is [${root.shape.join(', ')}]: give the upstream gradient`);
+      accumulate(grads, root, given ? run('copy', { x: given })['y']! : onesLike(root));
+    }
+    for (let node = this.#nodes.at(-1); node; node = this.#nodes.at(-1)) {
+      const up = node.outputs.map((o) => (o ? (grads.get(o) ?? null) : null));
+      if (up.some((g) => g)) {
+        const { inputs, backward } = node;
+        const needs = inputs.map((t) => this.tracks(t));
+        using temporary = new Scope();
+        const results = temporary.run(() => backward(up, needs));
+        results.forEach((g, i) => {
+          if (g && needs[i]) {
+            temporary.release(g);
+            accumulate(grads, inputs[i]!, g);
           }
-          for (const o of node.outputs)
-            if (o && grads.has(o)) {
-              grads.get(o)!.dispose();
-              grads.delete(o);
-            }
-          for (const t of node.saved) t.drop();
+        });
+      }
+      for (const o of node.outputs)
+        if (o && !also.has(o)) {
+          grads.get(o)?.dispose();
+          grads.delete(o);
         }
-        this.dispose();
-        for (const [t, g] of grads)
-          if (!t.requiresGrad) {
-            g.dispose();
-            grads.delete(t);
-          }
-        return grads;
-      }),
-    );
+      for (const t of node.saved) t.drop();
+      this.#nodes.pop();
+    }
+    for (const [t, g] of grads)
+      if (!t.requiresGrad && !also.has(t)) {
+        g.dispose();
+        grads.delete(t);
+      }
+    return grads;
   }
 
   /** Lets go of everything recorded. */

@@ -1,8 +1,8 @@
 import test from 'ava';
 import {
-  add, concat, gatherRows, linear, mul, scale, scope, split, sum, Tape, Tensor, type Dtype,
+  add, concat, copyInto, gatherRows, linear, mul, noGrad, reshape, scale, scope, slice, split, sum, Tape, Tensor, type Dtype,
 } from '../../lib/index.js';
-import { balanced } from './support.js';
+import { balanced, fails } from './support.js';
 
 const leaf = (data: number[], shape: number[], dtype: Dtype = 'f32'): Tensor => {
   const t = Tensor.from(data, shape, { dtype });
@@ -45,3 +45,65 @@ for (const dtype of ['bf16', 'f16'] as const)
       g!.dispose();
     });
   });
+
+test.serial('a backward that throws drops everything, and the tape says so', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    for (const failing of ['rule', 'start']) {
+      const tape = new Tape();
+      using loss = scope(() =>
+        tape.record(() => {
+          const y = square(x);
+          const out = y.aliased(y.shape, y.strides, 0);
+          tape.recordNode([y], [out], [y], () => {
+            Tensor.zeros([1]);
+            throw new Error('no rule');
+          });
+          return failing === 'rule' ? sum({ x: square(out) }) : square(out);
+        }),
+      );
+      t.throws(() => tape.backward(loss, [x]), { message: failing === 'rule' ? 'no rule' : /starts from one element/ });
+      await fails(t, () => tape.backward(loss, [x]), 'ERR_DISPOSED', /tape was used up/);
+    }
+  });
+});
+
+test.serial('record refuses an async function', async (t) => {
+  await balanced(t, async () => {
+    using tape = new Tape();
+    await fails(t, () => tape.record(async () => Promise.resolve()), 'ERR_ARGUMENT', /record\(\) takes a synchronous function/);
+  });
+});
+
+test.serial('backward gives the gradients of intermediates that are asked for', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    using tape = new Tape();
+    let middle: Tensor | undefined;
+    using loss = scope(() =>
+      tape.record(() => {
+        middle = square(x);
+        return sum({ x: square(middle) });
+      }),
+    );
+    const grads = tape.backward(loss, [middle!, x, loss]);
+    t.deepEqual(await Promise.all(grads.map(async (g) => [...(await g!.toFloat32())])), [[2, 8], [4, 32], [1]]);
+    for (const g of grads) g!.dispose();
+  });
+});
+
+test.serial('writing a tracked tensor in place is refused where its gradient would be lost', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    using buffer = Tensor.zeros([2, 2]);
+    const write = (src: Tensor): void => copyInto({ dst: reshape(slice(buffer, 0, 0, 1), [2]), src });
+    using tape = new Tape();
+    const refused = (fn: () => void): Promise<unknown> =>
+      fails(t, () => scope(() => tape.record(fn)), 'ERR_ARGUMENT', /copyInto: src leads back to a tensor with requiresGrad.*noGrad/);
+    await refused(() => write(x));
+    await refused(() => write(square(x)));
+    scope(() => tape.record(() => noGrad(() => write(x))));
+    scope(() => tape.record(() => write(Tensor.from([5, 6]))));
+    t.deepEqual([...(await buffer.toFloat32())], [5, 6, 0, 0]);
+  });
+});
