@@ -1,7 +1,7 @@
 import type { Attrs } from '../native/binding.js';
 import { MmError } from '../native/errors.js';
 import { opSchema, run, type Operands, type Results } from '../tensor/run.js';
-import { Scope, scope, tensorsIn, untracked } from '../tensor/scope.js';
+import { Scope, scope, tensorsIn } from '../tensor/scope.js';
 import { Tensor } from '../tensor/tensor.js';
 import { inOneDtype } from './dtypes.js';
 import { ruleOf } from './rules.js';
@@ -71,6 +71,11 @@ export class Tape implements Disposable {
   /** Leaves with requiresGrad that recorded ops touched. */
   get leaves(): Tensor[] {
     return [...this.#leaves];
+  }
+
+  /** Internal: treats these as leaves, whatever another tape or their `requiresGrad` says. */
+  watch(tensors: Iterable<Tensor>): void {
+    for (const t of tensors) this.#made.add(t);
   }
 
   /** Internal: records an operator call by the rule of its schema. */
@@ -191,28 +196,60 @@ function accumulate(grads: Map<Tensor, Tensor>, t: Tensor, g: Tensor): void {
   for (const part of [before, g, a!, b!]) part.dispose();
 }
 
+/** Finds out what a function depends on; keeps nothing for a walk back. */
+class Probe extends Tape {
+  readonly #outer: Tape;
+  readonly #inside: Set<Tensor>;
+  /** parameters, and results of the tapes around this one, that the function reads beside its inputs */
+  readonly outside = new Set<Tensor>();
+
+  constructor(outer: Tape, given: Iterable<Tensor>) {
+    super();
+    this.#outer = outer;
+    this.#inside = new Set(given);
+  }
+
+  /** Whether `t` is an input that wants a gradient, or was computed from something that does. */
+  made(t: Tensor): boolean {
+    return this.#inside.has(t);
+  }
+  override tracks(t: Tensor): boolean {
+    return this.#inside.has(t) || this.#outer.tracks(t);
+  }
+  override recordNode(inputs: Tensor[], outputs: (Tensor | null)[]): void {
+    const wanted = inputs.filter((t) => this.tracks(t));
+    if (wanted.length === 0) return;
+    for (const t of wanted) if (!this.#inside.has(t)) this.outside.add(t);
+    for (const t of outputs) if (t) this.#inside.add(t);
+  }
+}
+
 /**
  * Runs `fn(inputs)` without keeping its intermediates and computes them again during backward (arXiv 1604.06174): memory
- * for one more forward. `fn` must be deterministic and return one tensor.
+ * for one more forward. `fn` must be deterministic and return one tensor. What it reads beside its inputs is kept.
  */
 export function checkpoint(fn: (inputs: Tensor[]) => Tensor, inputs: Tensor[]): Tensor {
   const outer = active;
   if (!outer) return fn(inputs);
-  const probe = new Tape();
-  const output = probe.record(() => scope(() => fn(inputs)));
-  const leaves = probe.leaves.filter((t) => !inputs.includes(t));
-  probe.dispose();
-  outer.recordNode([...inputs, ...leaves], [output], inputs, (up) => {
-    const inner = new Tape();
-    const fresh = inputs.map((t) => {
-      const alias = untracked(() => t.aliased(t.shape, t.strides, 0));
-      alias.requiresGrad = outer.tracks(t);
-      return alias;
+  // Aliases tell an input from the same tensor read as a closure.
+  const aliases = (): Tensor[] => inputs.map((t) => t.aliased(t.shape, t.strides, 0));
+  return scope(() => {
+    const given = aliases();
+    const probe = new Probe(outer, given.filter((_, i) => outer.tracks(inputs[i]!)));
+    const output = probe.record(() => fn(given));
+    const same = given.indexOf(output);
+    if (same >= 0) return inputs[same]!;
+    if (!probe.made(output)) return output;
+    const outside = [...probe.outside];
+    outer.recordNode([...inputs, ...outside], [output], [...inputs, ...outside], ([g], needs) => {
+      const again = aliases();
+      const sources = [...again, ...outside];
+      using inner = new Tape();
+      inner.watch(sources.filter((_, i) => needs[i]));
+      const recomputed = inner.record(() => scope(() => fn(again)));
+      const grads = inner.backwardAll([[recomputed, g!]], new Set(sources));
+      return sources.map((t) => grads.get(t) ?? null);
     });
-    const again = inner.record(() => scope(() => fn(fresh)));
-    const grads = inner.backwardAll([[again, up[0]!]]);
-    for (const t of fresh) t.dispose();
-    return [...fresh, ...leaves].map((t) => grads.get(t) ?? null);
+    return output;
   });
-  return output;
 }

@@ -1,6 +1,6 @@
 import test from 'ava';
 import {
-  add, concat, copyInto, gatherRows, linear, mul, noGrad, reshape, scale, scope, slice, split, sum, Tape, Tensor, type Dtype,
+  add, checkpoint, concat, copyInto, gatherRows, linear, mul, noGrad, reshape, scale, scope, slice, split, sum, Tape, Tensor, type Dtype,
 } from '../../lib/index.js';
 import { balanced, fails } from './support.js';
 
@@ -92,6 +92,55 @@ test.serial('backward gives the gradients of intermediates that are asked for', 
   });
 });
 
+test.serial('a checkpoint that returns an input, or something else that exists, passes its gradient on', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    using one = Tensor.from([1, 1]);
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(([a]) => a!, [x]) })), [[1, 1]]);
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(([a]) => a!, [square(x)]) })), [[2, 4]]);
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(() => x, [one]) })), [[1, 1]]);
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(() => one, [x]) })), [null]);
+  });
+});
+
+test.serial('a checkpoint passes gradients to what its function reads beside the inputs', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    using w = leaf([3, 4], [2]);
+    const cube = [[3, 12]];
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(([a]) => mul({ a: square(a!), b: x }), [x]) })), cube, 'the input itself');
+    t.deepEqual(await gradients([x, w], () => scope(() => {
+      const result = square(x);
+      return sum({ x: checkpoint(([a]) => mul({ a: a!, b: mul({ a: result, b: w }) }), [x]) });
+    })), [[9, 48], [1, 8]], 'a result of the tape whose scope is closed');
+    t.deepEqual(await gradients([x], () => {
+      const result = square(x);
+      return sum({ x: checkpoint(([a]) => checkpoint(([b]) => mul({ a: b!, b: result }), [scale({ x: a! }, { factor: 1 })]), [x]) });
+    }), cube, 'a result of the tape around two checkpoints');
+    t.deepEqual(await gradients([x], () => sum({ x: checkpoint(([a]) => {
+      const inside = square(a!);
+      return checkpoint(([b]) => mul({ a: b!, b: inside }), [a!]);
+    }, [x]) })), cube, 'a result of the checkpoint around it');
+  });
+});
+
+test.serial('a checkpoint whose function throws during backward leaves nothing behind', async (t) => {
+  await balanced(t, async () => {
+    using x = leaf([1, 2], [2]);
+    using tape = new Tape();
+    let runs = 0;
+    using loss = scope(() =>
+      tape.record(() =>
+        sum({ x: checkpoint(([a]) => {
+          if (runs++) throw new Error('the second time');
+          return square(square(a!));
+        }, [x]) }),
+      ),
+    );
+    t.throws(() => tape.backward(loss, [x]), { message: 'the second time' });
+  });
+});
+
 test.serial('writing a tracked tensor in place is refused where its gradient would be lost', async (t) => {
   await balanced(t, async () => {
     using x = leaf([1, 2], [2]);
@@ -102,6 +151,10 @@ test.serial('writing a tracked tensor in place is refused where its gradient wou
       fails(t, () => scope(() => tape.record(fn)), 'ERR_ARGUMENT', /copyInto: src leads back to a tensor with requiresGrad.*noGrad/);
     await refused(() => write(x));
     await refused(() => write(square(x)));
+    await refused(() => checkpoint(([a]) => {
+      write(a!);
+      return a!;
+    }, [x]));
     scope(() => tape.record(() => noGrad(() => write(x))));
     scope(() => tape.record(() => write(Tensor.from([5, 6]))));
     t.deepEqual([...(await buffer.toFloat32())], [5, 6, 0, 0]);
