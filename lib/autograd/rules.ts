@@ -65,7 +65,9 @@ function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
           const index = upstream.get(name);
           if (index === undefined || given[name]) continue;
           const output = shapes[index];
-          given[name] = up[index] ?? (optional || !output ? null : Tensor.zeros(output.shape, { dtype: output.dtype, device: output.device }));
+          const g = up[index];
+          if (g && output) given[name] = asComputed(g, output, saved);
+          else given[name] = optional || !output ? null : Tensor.zeros(output.shape, { dtype: output.dtype, device: output.device });
         }
         const options: { [name: string]: number | boolean | string | undefined } = {};
         for (const name of copied) options[name] = attrs?.[name];
@@ -75,4 +77,13 @@ function schemaRule(forward: OpSchema, backward: OpSchema): Rule {
       },
     };
   };
+}
+
+/**
+ * An upstream gradient as the backward op takes it. linear gives the gradient of a bf16 weight in f32; where the weight is a result
+ * itself, an op that computed in bf16 wants it in bf16, and one without such operands takes it as it is.
+ */
+function asComputed(g: Tensor, output: Tensor, operands: readonly Tensor[]): Tensor {
+  if (g.dtype === output.dtype || !operands.some((t) => t.dtype === output.dtype)) return g;
+  return run('cast', { x: g }, { dtype: output.dtype })['y']!;
 }

@@ -63,7 +63,7 @@ export class Embedding extends Module {
 }
 
 /**
- * Stacks tensors along their first axis. Not concat's own rule: that of bf16 weights refuses their gradient, which linear gives
+ * Stacks tensors along their first axis. Not concat's own rule: that of bf16 weights rounds their gradient, which linear gives
  * in f32, and copies what can be a view.
  */
 export function joinRows(parts: readonly Tensor[]): Tensor {

@@ -1,3 +1,4 @@
+import { inOneDtype } from '../autograd/dtypes.js';
 import { activeTape } from '../autograd/tape.js';
 import { MmError } from '../native/errors.js';
 import { run } from '../tensor/run.js';
@@ -109,7 +110,7 @@ export function split(t: Tensor, axis: number, sizes: readonly number[]): Tensor
 
 function joined(up: (Tensor | null)[], outs: Tensor[], axis: number): Tensor {
   const parts = up.map((g, i) => g ?? zerosLike(outs[i]!));
-  return run('concat', { x: parts }, { axis })['y']!;
+  return run('concat', { x: inOneDtype(parts) }, { axis })['y']!;
 }
 
 function zerosLike(t: Tensor): Tensor {

@@ -3,7 +3,7 @@ import { AdamW, type Optimised } from '../../../lib/train/optimizer.js';
 import type { Golden, Handler } from '../golden.js';
 
 async function adamw(g: Golden): Promise<void> {
-  const names = g.names('in.').filter((n) => !n.includes('.'));
+  const names = g.names('in.').flatMap((n) => /^(.*)\.grad1$/.exec(n)?.[1] ?? []);
   const parameters = names.map((name): Optimised => {
     const master = g.tensor(`in.${name}`, true);
     return { name, master, value: master };
@@ -16,7 +16,7 @@ async function adamw(g: Golden): Promise<void> {
     eps: g.number('eps', 1e-8),
     weightDecay: g.number('weight_decay_decay_group', 0),
     clip,
-    decays: (name) => !name.startsWith('nodecay'),
+    decays: (name) => !/nodecay|bias/.test(name),
   });
   const steps = Math.max(...g.names('in.').map((n) => Number(/\.grad(\d+)$/.exec(n)?.[1] ?? 0)));
   for (let s = 1; s <= steps; s++) {

@@ -1,4 +1,5 @@
-import { join } from 'node:path';
+import { existsSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { noGrad } from '../../../lib/autograd/tape.js';
 import { readSafetensors, type RawTensor } from '../../../lib/io/safetensors.js';
 import type { Batch } from '../../../lib/models/inputs.js';
@@ -85,15 +86,16 @@ export async function judgeState(g: Golden, prefix: string, model: VisionLanguag
   }
 }
 
-/** The files of a student: attrs.student and what it is laid over, in the order of index.json. */
+// Each is laid over those before it.
+const chain = ['student_seeded', 'student_stage1', 'student_stage2'].map((name) => `${name}.safetensors`);
+
+/** The files of a student: attrs.student, and before it those of the chain that its folder has. */
 async function overlays(g: Golden): Promise<ReadonlyMap<string, RawTensor>> {
-  const last = g.text('student');
-  const folder = last.slice(0, last.lastIndexOf('/') + 1);
-  const files = g.index.cases.filter((c) => c.op === 'student_weights' && c.file.startsWith(folder)).map((c) => c.file);
-  const end = files.indexOf(last);
+  const last = join(g.options.root, g.text('student'));
+  const before = chain.slice(0, Math.max(0, chain.indexOf(basename(last)))).map((file) => join(dirname(last), file));
   const all = new Map<string, RawTensor>();
-  for (const file of end < 0 ? [last] : files.slice(0, end + 1))
-    for (const [name, t] of (await readSafetensors(join(g.options.root, file))).tensors) all.set(name, t);
+  for (const path of [...before.filter((file) => existsSync(file)), last])
+    for (const [name, t] of (await readSafetensors(path)).tensors) all.set(name, t);
   return all;
 }
 
