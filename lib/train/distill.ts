@@ -87,7 +87,7 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
           evaluation: {
             every: config.evaluation.every,
             run: async () => {
-              using shown = stage === 3 ? null : withAttentionLayers(student, teacher, layers);
+              using shown = stage === 3 ? null : withAttentionLayers(student, teacher, layers, () => false);
               return await validate(shown ?? student, task, config.evaluation.batchSize);
             },
             saveBest: stage === 3 ? () => saveModelFolder(join(out, 'best'), student, tokenizer) : undefined,
