@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { loadJsonConfig } from '../io/config.js';
+import { loadJsonConfigAndRaw } from '../io/config.js';
 import { MmError } from '../native/errors.js';
 import { defaultMixer, type BlockType, type ModelConfig, type StackConfig } from './config.js';
 
@@ -178,6 +178,6 @@ export function parseModelConfig(value: unknown): ModelConfig {
 
 /** Reads and checks config.json. @throws MmError ERR_FILE_IO; ERR_CONFIG with file, line and column of each problem */
 export async function readModelConfig(path: string): Promise<ModelConfig> {
-  const parsed = await loadJsonConfig(path, modelConfigSchema);
-  return modelConfig(parsed, parsed);
+  const { config, raw } = await loadJsonConfigAndRaw(path, modelConfigSchema);
+  return modelConfig(config, raw as Record<string, unknown>);
 }
