@@ -109,6 +109,28 @@ test.serial('stage 3 from the folder of a run equals that stage of the run', asy
   t.is(memoryStats().tensors, tensors);
 });
 
+test.serial('a distillation goes on with the weights of its teacher alone, wherever they lie', async (t) => {
+  t.timeout(120_000);
+  const { config } = JSON.parse(readFileSync(join(whole, 'model', 'training.json'), 'utf8')) as { config: DistillConfig };
+  const [moved, other, out, older] = [newFolder(), newFolder(), newFolder(), newFolder()];
+  for (const folder of [moved, other]) cpSync(join(teacher, 'model'), folder, { recursive: true });
+  const weights = readFileSync(join(other, 'model.safetensors'));
+  writeFileSync(join(other, 'model.safetensors'), weights.fill(0, weights.length - 2));
+  for (const folder of [out, older]) cpSync(whole, folder, { recursive: true });
+  const resume = (from: string, folder: string): Promise<unknown> =>
+    distill(config, from, { out: folder, device: 'cpu', resume: true, progress: silentProgress }, tinyTask);
+  await t.throwsAsync(resume(other, out), { code: 'ERR_CONFIG', message: /begun with other settings.*: the digest of the teacher was "\w+" and is now "\w+"$/ });
+  t.deepEqual(differences(left(out), left(whole)), []);
+  await resume(moved, out);
+  t.deepEqual(differences(left(out), left(whole)), []);
+  // What earlier versions began says nothing of its teacher.
+  const state = join(older, 'last', 'training.json');
+  const { teacher: digest, ...rest } = JSON.parse(readFileSync(state, 'utf8')) as Record<string, unknown>;
+  t.is(typeof digest, 'string');
+  writeFileSync(state, JSON.stringify(rest));
+  await t.notThrowsAsync(resume(moved, older));
+});
+
 test.serial('Ctrl-C leaves a valid checkpoint and the exit code 130', async (t) => {
   t.timeout(120_000);
   const out = newFolder();
