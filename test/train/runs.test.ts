@@ -250,11 +250,17 @@ test.serial('a trained model answers about a picture file', async (t) => {
   const pixel = join(scratch, 'pixel.png');
   await sharp({ create: { width: 1, height: 1, channels: 3, background: 'red' } }).png().toFile(pixel);
   const fixture = (name: string): string => resolve('test/io/fixtures/images', name);
-  for (const unusual of [pixel, ...['rgb16.png', 'cmyk.jpg', 'animated.gif'].map(fixture)]) {
+  const stray = join(scratch, 'stray.jpg'); // bytes between two segments, which a decoder passes over
+  const jpeg = readFileSync(fixture('rgb_444.jpg'));
+  writeFileSync(stray, Buffer.concat([jpeg.subarray(0, 20), Buffer.alloc(3), jpeg.subarray(20)]));
+  for (const unusual of [pixel, stray, ...['rgb16.png', 'cmyk.jpg', 'animated.gif'].map(fixture)]) {
     const { code, stderr } = await ask('what is this ?', unusual);
     t.is(code, 0, `${unusual}: ${stderr}`);
   }
+  const line = join(scratch, 'line.png');
+  await sharp({ create: { width: 10_000, height: 1, channels: 3, background: 'red' } }).png().toFile(line);
   const refused: [string, RegExp][] = [
+    [line, /^mmmamba: \S*line\.png cannot be put on a white square: 10000 x 1 pixels take [^\n]* = 100000000 pixels, more than the limit of [^\n]*\n$/],
     [join(model, 'config.json'), /^mmmamba: \S*config\.json cannot be decoded: [^\n]*\n$/],
     [fixture('bomb.png'), /^mmmamba: \S*bomb\.png cannot be decoded: 50000 x 50000 = 2500000000 pixels, more than the limit of [^\n]*\n$/],
   ];
