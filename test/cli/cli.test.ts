@@ -45,7 +45,15 @@ test('wrong usage ends with 2 and one clear line', async (t) => {
     [['demo', '--device', 'tpu'], /expected 'cpu', 'cuda', 'cuda:<n>' or 'auto'/],
     [['distill', '--out', 'x', '--teacher', 'y', '--student', 'half'], /'linear', 'hybrid' or layer numbers/],
     [['distill', '--out', 'x', '--teacher', 'y', '--preset', 'papre'], /Allowed choices are paper, reference, emoji/],
-    [['generate', '--model', 'x', '--prompt', 'y', '--top-p', '2'], /expected a number from 0 to 1/],
+    ...['', '4,', ',4', '-1', '1.5'].map((layers): [string[], RegExp] => [
+      ['distill', '--out', 'x', '--teacher', 'y', `--student=${layers}`],
+      /'linear', 'hybrid' or layer numbers/,
+    ]),
+    ...['2', '0', ''].map((p): [string[], RegExp] => [
+      ['generate', '--model', 'x', '--prompt', 'y', `--top-p=${p}`],
+      /expected a number above 0 and up to 1/,
+    ]),
+    [['generate', '--model', 'x', '--prompt', 'y', '--temperature', '-1'], /expected a number from 0 to 100/],
     [['bench', '--seed', 'x'], /expected an integer of at least 0/],
   ];
   for (const [args, message] of cases) {
