@@ -49,12 +49,12 @@ export function generate(): Command {
           process.stdout.write(text.slice(shown.length));
           shown = text;
         }
+        const text = tokenizer.decode(ids, { skipSpecialTokens: true });
         if (options.json) {
-          const text = tokenizer.decode(ids, { skipSpecialTokens: true });
           process.stdout.write(
             `${JSON.stringify({ text, ids, promptTokens: batch.length, firstTokenMs: first, totalMs: performance.now() - start })}\n`,
           );
-        } else process.stdout.write('\n');
+        } else process.stdout.write(`${text.slice(shown.length)}\n`);
       }),
     );
 }
