@@ -142,7 +142,6 @@ function stackConfig(s: Stack): StackConfig {
 
 function modelConfig(parsed: Parsed, raw: Record<string, unknown>): ModelConfig {
   const { embedding_config: e, llm_config: l, mixer_config: m } = parsed;
-  const end = Array.isArray(l.eos_token_id) ? l.eos_token_id[0] : l.eos_token_id;
   return {
     raw,
     embedding: stackConfig(e),
@@ -164,7 +163,7 @@ function modelConfig(parsed: Parsed, raw: Record<string, unknown>): ModelConfig 
     specialTokens: Object.keys(e.special_token_maps).length,
     vocabulary: l.vocab_size,
     imageToken: e.img_context_token_id,
-    endToken: end ?? null,
+    endTokens: [l.eos_token_id ?? []].flat(),
   };
 }
 

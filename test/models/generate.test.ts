@@ -1,10 +1,12 @@
 import test from 'ava';
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { memoryStats } from '../../lib/tensor/memory.js';
 import { Scope, scope } from '../../lib/tensor/scope.js';
 import { sync, Tensor } from '../../lib/tensor/tensor.js';
 import type { ErrorCode } from '../../lib/native/errors.js';
 import { batchOf, generate, generateTokens, loadModel, type Batch, type GenerateOptions, type VisionLanguageModel } from '../../lib/models/index.js';
-import { fails } from '../io/_helpers.js';
+import { fails, temporaryFolder } from '../io/_helpers.js';
 import { Golden, golden, leakFree, relativeError } from './_golden.js';
 
 const rows = [[3, 17, 44, 90, 5, 12, 61], [9], [100, 21, 22]];
@@ -141,6 +143,14 @@ test.serial('stop tokens end their row; others go on', (t) =>
     for await (const { tokens } of generate(model, batchOf([rows[0]!]), { maxTokens: 10, stopTokens: [stop] })) steps.push(tokens);
     t.is(steps.length, free[0]!.indexOf(stop) + 1);
     t.is(steps.at(-1)![0], stop);
+
+    const folder = await temporaryFolder(t);
+    await copyFile(golden('models/hovle_tiny/model.safetensors'), join(folder, 'model.safetensors'));
+    const config = JSON.parse(await readFile(golden('models/hovle_tiny/config.json'), 'utf8')) as { llm_config: Record<string, unknown> };
+    config.llm_config['eos_token_id'] = [0, stop];
+    await writeFile(join(folder, 'config.json'), JSON.stringify(config));
+    using several = await loadModel(folder);
+    t.deepEqual(await generateTokens(several, batchOf(rows), { maxTokens: 10 }), free.map(cut));
   }),
 );
 
