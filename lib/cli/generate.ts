@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { common, computeDtype, count, natural, number } from './options.js';
+import { common, computeDtype, count, natural, number, probability } from './options.js';
 import { runCommand, type CommonOptions } from './run-command.js';
 
 interface Options extends CommonOptions {
@@ -23,7 +23,7 @@ export function generate(): Command {
     .option('--max-tokens <n>', 'new tokens at most', count, 256)
     .option('--temperature <t>', '0: the most likely token; above: samples', number(0, 100), 0)
     .option('--top-k <n>', 'sample from so many most likely tokens; 0: from all', natural, 0)
-    .option('--top-p <p>', 'then from the fewest that reach this probability', number(0, 1), 1)
+    .option('--top-p <p>', 'then from the fewest that reach this probability', probability, 1)
     .option('--json', 'the text with its token ids and times as JSON', false)
     .action((options: Options) =>
       runCommand(async (signal) => {
@@ -49,12 +49,12 @@ export function generate(): Command {
           process.stdout.write(text.slice(shown.length));
           shown = text;
         }
+        const text = tokenizer.decode(ids, { skipSpecialTokens: true });
         if (options.json) {
-          const text = tokenizer.decode(ids, { skipSpecialTokens: true });
           process.stdout.write(
             `${JSON.stringify({ text, ids, promptTokens: batch.length, firstTokenMs: first, totalMs: performance.now() - start })}\n`,
           );
-        } else process.stdout.write('\n');
+        } else process.stdout.write(`${text.slice(shown.length)}\n`);
       }),
     );
 }

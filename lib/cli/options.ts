@@ -18,12 +18,18 @@ export function number(low: number, high: number): (text: string) => number {
   };
 }
 
+/** A share that is more than none. */
+export function probability(text: string): number {
+  const value = Number(text);
+  if (!(value > 0 && value <= 1)) throw new InvalidArgumentError('expected a number above 0 and up to 1');
+  return value;
+}
+
 /** `0,4` → [0, 4]; `linear` and `hybrid` as they are. */
 export function layerChoice(text: string): 'linear' | 'hybrid' | number[] {
   if (text === 'linear' || text === 'hybrid') return text;
-  const list = text.split(',').map(Number);
-  if (list.some((i) => !Number.isInteger(i) || i < 0)) throw new InvalidArgumentError("expected 'linear', 'hybrid' or layer numbers such as 0,4");
-  return list;
+  if (!/^\d+(,\d+)*$/.test(text)) throw new InvalidArgumentError("expected 'linear', 'hybrid' or layer numbers such as 0,4");
+  return text.split(',').map(Number);
 }
 
 /** `1,3` → [1, 3] */

@@ -1,4 +1,5 @@
-import { decodeImage } from '../io/images/decode.js';
+import { reasonOf } from '../io/fail.js';
+import { decodeImage, DEFAULT_MAX_PIXELS } from '../io/images/decode.js';
 import { preprocessImage } from '../io/images/preprocess.js';
 import type { RgbImage } from '../io/images/resize.js';
 import { encodeChat, stopIds } from '../io/tokenizer/chat.js';
@@ -40,15 +41,23 @@ async function onWhite(path: string): Promise<RgbImage> {
   const { width, height } = await decodeImage(path); // refuses what is no picture
   const { default: sharp } = await import('sharp');
   const side = Math.max(width, height);
+  const bad = (problem: string, cause?: unknown): MmError => new MmError('ERR_IMAGE', `${path} cannot be put on a white square: ${problem}`, { cause });
+  if (side * side > DEFAULT_MAX_PIXELS)
+    throw bad(`${width} x ${height} pixels take a square of ${side} x ${side} = ${side * side} pixels, more than the limit of ${DEFAULT_MAX_PIXELS}`);
   const white = { r: 255, g: 255, b: 255, alpha: 1 };
-  const { data, info } = await sharp(path)
-    .resize(side, side, { fit: 'contain', background: white })
-    .flatten({ background: white })
-    .toColourspace('srgb')
-    .raw()
-    .toBuffer({ resolveWithObject: true });
-  if (info.channels !== 3) throw new MmError('ERR_IMAGE', `${path} has ${info.channels} channels after conversion; 3 are needed`);
-  return { width: side, height: side, data };
+  try {
+    const { data, info } = await sharp(path, { failOn: 'error' }) // as decodeImage has it
+      .resize(side, side, { fit: 'contain', background: white })
+      .flatten({ background: white })
+      .toColourspace('srgb')
+      .raw()
+      .toBuffer({ resolveWithObject: true });
+    if (info.channels !== 3) throw bad(`it has ${info.channels} channels after conversion; 3 are needed`);
+    return { width: side, height: side, data };
+  } catch (cause) {
+    if (cause instanceof MmError) throw cause;
+    throw bad(reasonOf(cause).split('\n')[0]!, cause);
+  }
 }
 
 async function chatPrompt(config: ModelConfig, tokenizer: Tokenizer, text: string, image?: string): Promise<Prompt> {

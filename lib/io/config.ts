@@ -112,13 +112,18 @@ export async function loadYaml<S extends z.ZodType>(path: string, schema: S): Pr
  * @throws MmError ERR_FILE_IO; ERR_CONFIG with file, line and column of broken JSON, or one line a problem as `loadYaml`
  */
 export async function loadJsonConfig<S extends z.ZodType>(path: string, schema: S): Promise<z.output<S>> {
+  return (await loadJsonConfigAndRaw(path, schema)).config;
+}
+
+/** As `loadJsonConfig`, with what the file holds: all its keys in its order, without defaults. */
+export async function loadJsonConfigAndRaw<S extends z.ZodType>(path: string, schema: S): Promise<{ config: z.output<S>; raw: unknown }> {
   const text = await readText(path);
-  let value: unknown;
+  let raw: unknown;
   try {
-    value = parseJson(text);
+    raw = parseJson(text);
   } catch (cause) {
     if (!(cause instanceof JsonSyntaxError)) throw cause;
     throw new MmError('ERR_CONFIG', `${path}:${cause.line}:${cause.column}: not JSON: ${cause.reason}`, { cause });
   }
-  return check(schema, value, () => new Source(path, text), false);
+  return { config: check(schema, raw, () => new Source(path, text), false), raw };
 }

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { loadJsonConfig } from '../io/config.js';
+import { loadJsonConfigAndRaw } from '../io/config.js';
 import { MmError } from '../native/errors.js';
 import { defaultMixer, type BlockType, type ModelConfig, type StackConfig } from './config.js';
 
@@ -12,15 +12,16 @@ const count = z.int().positive();
 
 const ropeScaling = z
   .looseObject({
-    type: z.enum(['linear', 'dynamic']).optional(),
+    type: z.enum(['default', 'linear', 'dynamic']).optional(),
     rope_type: z.enum(['default', 'linear', 'dynamic']).optional(),
-    factor: z.number().positive(),
+    factor: z.number().positive().optional(),
   })
   .nullish();
 
 const stack = {
   hidden_size: count,
   num_attention_heads: count,
+  head_dim: count.nullish(),
   num_key_value_heads: count.optional(),
   num_hidden_layers: count,
   intermediate_size: count,
@@ -45,9 +46,13 @@ const mixerSchema = z.strictObject({
   conv_kernel: z.int().min(2).max(4).default(defaultMixer.convKernel),
 });
 
+/** Of pixel shuffle, a side; InternVL's folders have it twice. */
+const downsampleRatio = z.literal(0.5).optional();
+
 /** The keys of config.json that the forward pass depends on. */
 export const modelConfigSchema = z
   .looseObject({
+    downsample_ratio: downsampleRatio,
     embedding_config: z.looseObject({
       ...stack,
       num_channels: count.default(3),
@@ -55,7 +60,7 @@ export const modelConfigSchema = z
       image_size: count,
       llm_vocab_size: count,
       llm_hidden_size: count.optional(),
-      downsample_ratio: z.literal(0.5).optional(),
+      downsample_ratio: downsampleRatio,
       img_context_token_id: z.int().nonnegative(),
       pixel_shuffle_loc: z.enum(['pre', 'post']).default('pre'),
       use_pixel_shuffle_proj: z.literal(true).optional(),
@@ -85,6 +90,11 @@ export const modelConfigSchema = z
           [key, 'hidden_size'],
           `hidden_size / num_attention_heads is ${s.hidden_size / s.num_attention_heads}; rotary embedding needs an even number`,
         );
+      else if ((s.head_dim ?? s.hidden_size / s.num_attention_heads) !== s.hidden_size / s.num_attention_heads)
+        problem(
+          [key, 'head_dim'],
+          `head_dim ${s.head_dim} differs from hidden_size / num_attention_heads, ${s.hidden_size / s.num_attention_heads}; no other is supported`,
+        );
       if (s.num_attention_heads % kv !== 0)
         problem([key, 'num_key_value_heads'], `num_attention_heads ${s.num_attention_heads} is no multiple of num_key_value_heads ${kv}`);
       if (s.layers_block_type && s.layers_block_type.length !== s.num_hidden_layers)
@@ -92,8 +102,11 @@ export const modelConfigSchema = z
           [key, 'layers_block_type'],
           `layers_block_type has ${s.layers_block_type.length} entries for ${s.num_hidden_layers} layers (num_hidden_layers)`,
         );
-      if (s.rope_scaling && !s.rope_scaling.type && !s.rope_scaling.rope_type)
-        problem([key, 'rope_scaling'], "rope_scaling needs a type: 'linear' or 'dynamic'");
+      if (!s.rope_scaling) continue;
+      const { type, rope_type: ropeType = type, factor } = s.rope_scaling;
+      if (!ropeType) problem([key, 'rope_scaling'], "rope_scaling needs a type: 'linear' or 'dynamic'");
+      else if (type && type !== ropeType) problem([key, 'rope_scaling'], `rope_scaling has the type '${type}' and the rope_type '${ropeType}'`);
+      else if (ropeType !== 'default' && factor === undefined) problem([key, 'rope_scaling'], `rope_scaling of type '${ropeType}' needs a factor`);
     }
     if (e.hidden_size !== l.hidden_size)
       problem(['embedding_config', 'hidden_size'], `the embedding's hidden_size ${e.hidden_size} differs from the language model's ${l.hidden_size}`);
@@ -122,7 +135,7 @@ export const modelConfigSchema = z
 type Parsed = z.output<typeof modelConfigSchema>;
 
 function stackConfig(s: Stack): StackConfig {
-  const type = s.rope_scaling?.type ?? s.rope_scaling?.rope_type;
+  const type = s.rope_scaling?.type ?? s.rope_scaling?.rope_type ?? 'default';
   return {
     hiddenSize: s.hidden_size,
     heads: s.num_attention_heads,
@@ -132,7 +145,7 @@ function stackConfig(s: Stack): StackConfig {
     rmsNormEps: s.rms_norm_eps,
     rope: {
       theta: s.rope_theta,
-      scaling: type === 'linear' || type === 'dynamic' ? type : 'none',
+      scaling: type === 'default' ? 'none' : type,
       factor: s.rope_scaling?.factor ?? 1,
       maxPosition: s.max_position_embeddings,
     },
@@ -142,7 +155,6 @@ function stackConfig(s: Stack): StackConfig {
 
 function modelConfig(parsed: Parsed, raw: Record<string, unknown>): ModelConfig {
   const { embedding_config: e, llm_config: l, mixer_config: m } = parsed;
-  const end = Array.isArray(l.eos_token_id) ? l.eos_token_id[0] : l.eos_token_id;
   return {
     raw,
     embedding: stackConfig(e),
@@ -164,7 +176,7 @@ function modelConfig(parsed: Parsed, raw: Record<string, unknown>): ModelConfig 
     specialTokens: Object.keys(e.special_token_maps).length,
     vocabulary: l.vocab_size,
     imageToken: e.img_context_token_id,
-    endToken: end ?? null,
+    endTokens: [l.eos_token_id ?? []].flat(),
   };
 }
 
@@ -178,6 +190,6 @@ export function parseModelConfig(value: unknown): ModelConfig {
 
 /** Reads and checks config.json. @throws MmError ERR_FILE_IO; ERR_CONFIG with file, line and column of each problem */
 export async function readModelConfig(path: string): Promise<ModelConfig> {
-  const parsed = await loadJsonConfig(path, modelConfigSchema);
-  return modelConfig(parsed, parsed);
+  const { config, raw } = await loadJsonConfigAndRaw(path, modelConfigSchema);
+  return modelConfig(config, raw as Record<string, unknown>);
 }

@@ -72,7 +72,8 @@ export interface ModelConfig {
   vocabulary: number;
   /** `<IMG_CONTEXT>` */
   imageToken: number;
-  endToken: number | null;
+  /** what ends an answer; none where config.json has no eos_token_id */
+  endTokens: readonly number[];
 }
 
 export const defaultMixer: MixerConfig = {

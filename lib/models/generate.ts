@@ -11,7 +11,7 @@ import type { RecurrentState } from './state.js';
 export interface GenerateOptions {
   /** new tokens a row at most */
   maxTokens: number;
-  /** ids that end a row; default the configuration's eos_token_id */
+  /** ids that end a row; default the configuration's eos_token_id, all of them */
   stopTokens?: readonly number[];
   /** 0 (default): the most likely token; above: sampled from softmax(logits / temperature) */
   temperature?: number;
@@ -50,7 +50,7 @@ function check({ maxTokens, temperature = 0, topK = 0, topP = 1, seed = 0 }: Gen
 export async function* generate(model: VisionLanguageModel, prompt: Batch, options: GenerateOptions): AsyncGenerator<Generated, void, void> {
   check(options);
   const { maxTokens, temperature = 0, topK = 0, topP = 1, seed = 0, signal } = options;
-  const stops = new Set(options.stopTokens ?? (model.config.endToken === null ? [] : [model.config.endToken]));
+  const stops = new Set(options.stopTokens ?? model.config.endTokens);
   const alive = (): void => {
     if (signal?.aborted) throw new MmError('ERR_ABORTED', 'generation was aborted', { cause: signal.reason });
   };
@@ -91,7 +91,7 @@ export async function* generate(model: VisionLanguageModel, prompt: Batch, optio
 
 /** All new tokens of every row, without the stop token. See generate(). */
 export async function generateTokens(model: VisionLanguageModel, prompt: Batch, options: GenerateOptions): Promise<number[][]> {
-  const stops = new Set(options.stopTokens ?? (model.config.endToken === null ? [] : [model.config.endToken]));
+  const stops = new Set(options.stopTokens ?? model.config.endTokens);
   const rows: number[][] = Array.from({ length: prompt.size }, () => []);
   for await (const { tokens } of generate(model, prompt, options))
     tokens.forEach((token, b) => {

@@ -122,6 +122,7 @@ function prepare(config: ModelConfig, placement: Placement, batch: Batch): Model
     };
   };
 
+  if (size === 0 || length === 0) throw bad(`the prompt has no token: the batch is of ${size} rows x ${length}`);
   checkSize('inputIds', inputIds, size, length);
   checkSize('positionIds', positionIds, size, length);
   checkSize('attentionMask', attentionMask, size, length);

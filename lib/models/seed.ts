@@ -23,16 +23,20 @@ export interface SeedOptions {
   mixer?: Partial<MixerConfig>;
 }
 
-/** A model whose parameters use the memory of others: `source` gives the one for a name, or undefined to leave it without value. */
-function derive(
-  config: ModelConfig,
-  base: VisionLanguageModel,
-  source: (name: string) => Parameter | undefined,
-  initialisation?: MixerInitialisation,
-): VisionLanguageModel {
+interface Derivation {
+  /** the parameter for a name, or undefined to leave it without value */
+  source: (name: string) => Parameter | undefined;
+  /** default none */
+  trainable?: (name: string) => boolean;
+  initialisation?: MixerInitialisation;
+}
+
+/** A model whose parameters use the memory of others. */
+function derive(config: ModelConfig, base: VisionLanguageModel, { source, trainable, initialisation }: Derivation): VisionLanguageModel {
   const model = new VisionLanguageModel(config, base.placement, initialisation);
   for (const parameter of model.parameters()) {
     const from = source(parameter.name);
+    parameter.trainable = trainable?.(parameter.name) ?? false; // first, so that it takes the master
     if (from) parameter.share(from);
   }
   for (const [name, raw] of base.unused) model.unused.set(name, raw);
@@ -68,7 +72,7 @@ export function seedStudent(teacher: VisionLanguageModel, options: SeedOptions):
   const config = studentConfig(teacher.config, attentionLayers, { ...mixer, layout: 'separate' });
   const known = teacher.namedParameters();
   const source = (name: string): Parameter | undefined => known.get(name) ?? known.get(name.replace(/\.o_proj\./, '.wo.'));
-  const student = derive(config, teacher, source, { mimic: mimicInit });
+  const student = derive(config, teacher, { source, initialisation: { mimic: mimicInit } });
   student.blocks.forEach((block, i) => {
     if (block.mixer.type !== 'mamba2') return;
     const random = new Random(seed, i);
@@ -83,13 +87,16 @@ export function seedStudent(teacher: VisionLanguageModel, options: SeedOptions):
 
 /**
  * The student with other layers as softmax attention: those named take the teacher's attention, all others stay as they
- * are. Memory is shared with both.
+ * are. Memory is shared with both, but for what is trainable.
+ * @param trainable parameters to make trainable, which keep their full precision under low-precision compute; default those of
+ *   the student that are
  * @throws MmError ERR_ARGUMENT for a layer that does not exist, or one that is neither named nor a mixer of the student
  */
 export function withAttentionLayers(
   student: VisionLanguageModel,
   teacher: VisionLanguageModel,
   attentionLayers: readonly number[],
+  trainable?: (name: string) => boolean,
 ): VisionLanguageModel {
   const config = studentConfig(student.config, attentionLayers, student.config.mixer);
   const lost = student.blockTypes.flatMap((type, i) => (type === 'mha' && !attentionLayers.includes(i) ? [i] : []));
@@ -97,7 +104,10 @@ export function withAttentionLayers(
     throw new MmError('ERR_ARGUMENT', `layer ${lost.join(', ')} of the student is softmax attention: there is no mixer to use instead`);
   const own = student.namedParameters();
   const attention = teacher.namedParameters();
-  return derive(config, student, (name) => own.get(name) ?? attention.get(name));
+  return derive(config, student, {
+    source: (name) => own.get(name) ?? attention.get(name),
+    trainable: trainable ?? ((name) => own.get(name)?.trainable ?? false),
+  });
 }
 
 const fusedNames = ['v_proj', 'k_proj', 'q_proj', 'g_proj', 'in_proj'];
@@ -112,7 +122,7 @@ export function convertLayout(student: VisionLanguageModel, layout: MixerConfig[
   const own = student.namedParameters();
   const [here, there] = layout === 'fused' ? ['.g_norm_swish_gate.', '.g_norm.'] : ['.g_norm.', '.g_norm_swish_gate.'];
   const renamed = (name: string): string => name.replace(here!, there!);
-  const model = derive(config, student, (name) => own.get(name) ?? own.get(renamed(name)));
+  const model = derive(config, student, { source: (name) => own.get(name) ?? own.get(renamed(name)) });
   const missing = model.parameters().filter((p) => !p.loaded);
   noGrad(() =>
     scope(() => {

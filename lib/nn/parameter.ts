@@ -100,7 +100,10 @@ export class Parameter implements Disposable {
   set(tensor: Tensor): void {
     this.adopt(own(() => copy({ x: tensor })));
   }
-  /** Uses the memory of another parameter with the same layout, until one of the two becomes trainable. */
+  /**
+   * Uses the memory of another parameter with the same layout, until one of the two becomes trainable. If one is already, takes
+   * a copy; a trainable parameter takes the master, so that nothing is lost under low-precision compute.
+   */
   share(other: Parameter): void {
     const { value } = other;
     if (value.dtype !== this.dtype || value.shape.some((d, i) => d !== this.shape[i]))
@@ -108,7 +111,7 @@ export class Parameter implements Disposable {
         'ERR_SHAPE',
         `parameter ${this.name} (${this.dtype} [${this.shape.join(', ')}]) cannot share ${other.name} (${value.toString()})`,
       );
-    if (this.#trainable || other.#trainable) return this.#replace(own(() => copy({ x: value })));
+    if (this.#trainable || other.#trainable) return this.#replace(own(() => copy({ x: this.#trainable ? other.master : value })));
     this.#replace(untracked(() => value.aliased(value.shape, value.strides, 0)));
     this.#shared = other.#shared = true;
   }

@@ -68,6 +68,7 @@ export class Tensor implements Disposable {
 
   static full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
     const size = shape.reduce((a, b) => a * b, 1);
+    if (shape.some((d) => !Number.isInteger(d) || d < 0)) return Tensor.zeros(shape, options); // refuses it, and says why
     return Tensor.from(new Array<number>(size).fill(value), shape, options);
   }
 
@@ -189,19 +190,30 @@ function create(bytes: Uint8Array | null, dtype: Dtype, shape: readonly number[]
   }
 }
 
+function isList(entry: number | TensorData | null): entry is TensorData {
+  return typeof entry === 'object' && entry !== null;
+}
+
 function isNested(data: TensorData): data is readonly TensorData[] {
-  return Array.isArray(data) && typeof data[0] === 'object';
+  return Array.isArray(data) && data.some(isList);
 }
 
 function shapeOf(data: TensorData | number): number[] {
-  if (typeof data === 'number') return [];
+  if (!isList(data)) return [];
   return isNested(data) ? [data.length, ...shapeOf(data[0]!)] : [data.length];
 }
 
 function flatten(data: TensorData, shape: readonly number[], path = 'data'): number[] {
-  if (data.length !== shape[0])
-    throw new MmError('ERR_SHAPE', `${path} has ${data.length} entries where its siblings have ${shape[0]}: nested data must be rectangular`);
-  if (shape.length === 1) return Array.from(data as ArrayLike<number>);
+  const ragged = (where: string, entries: number | undefined, others: number | undefined): MmError =>
+    new MmError('ERR_SHAPE', `${where} has ${entries ?? 'no'} entries where its siblings have ${others ?? 'none'}: nested data must be rectangular`);
+  if (data.length !== shape[0]) throw ragged(path, data.length, shape[0]);
+  if (shape.length === 1) {
+    const row = Array.from(data as ArrayLike<number | TensorData>);
+    row.forEach((entry, i) => {
+      if (isList(entry)) throw ragged(`${path}[${i}]`, entry.length, undefined);
+    });
+    return row as number[];
+  }
   return (data as readonly TensorData[]).flatMap((row, i) => flatten(row, shape.slice(1), `${path}[${i}]`));
 }
 

@@ -1,10 +1,11 @@
-import { mkdir, readdir } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { mkdir, readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { recoverFolder } from '../io/atomic.js';
 import { loadJsonConfig } from '../io/config.js';
 import { fileError, systemCode } from '../io/fail.js';
-import { readSafetensors, safetensorsChunks, type RawTensor } from '../io/safetensors.js';
+import { openSharded, readSafetensors, safetensorsChunks, type RawTensor } from '../io/safetensors.js';
 import { WORD_VOCAB_FILE, WordTokenizer } from '../io/tokenizer/word.js';
 import type { Tokenizer } from '../io/tokenizer/tokenizer.js';
 import { rawOf, saveModel, tensorOf } from '../models/load.js';
@@ -35,6 +36,8 @@ const stateSchema = z.strictObject({
   metricsBytes: z.int().min(0),
   /** the run's configuration */
   config: z.record(z.string(), z.unknown()),
+  /** digestOf() the teacher that is distilled; older runs have none */
+  teacher: z.string().optional(),
 });
 export type TrainingState = z.output<typeof stateSchema>;
 
@@ -94,7 +97,29 @@ export async function loadMoments(folder: string, optimizer: AdamW, updates: num
 }
 
 /**
+ * Tells a model from others: a hash of config.json and of the weights, wherever they lie and in however many files.
+ * @throws MmError ERR_FILE_IO, ERR_FILE_FORMAT
+ */
+export async function digestOf(folder: string): Promise<string> {
+  await recoverFolder(folder);
+  const path = join(folder, 'config.json');
+  const hash = createHash('sha256');
+  try {
+    hash.update(await readFile(path));
+  } catch (cause) {
+    throw fileError('read', path, cause);
+  }
+  await using reader = await openSharded(folder);
+  for (const name of [...reader.names].sort()) {
+    const { dtype, shape, data } = await reader.read(name);
+    hash.update(JSON.stringify([name, dtype, shape])).update(data);
+  }
+  return hash.digest('hex');
+}
+
+/**
  * Makes a run's folder ready. A folder with something in it is only taken to continue the run in it.
+ * @param teacher digest of the teacher, where the run has one
  * @returns the state to continue from; null to begin
  * @throws MmError ERR_ARGUMENT; ERR_CONFIG where the run was begun with other settings
  */
@@ -103,6 +128,7 @@ export async function openRun(
   kind: TrainingState['kind'],
   resume: boolean,
   config: Record<string, unknown>,
+  teacher?: string,
 ): Promise<TrainingState | null> {
   let present: string[];
   try {
@@ -123,6 +149,7 @@ export async function openRun(
   // How often is evaluated and saved changes no weight.
   const weighty = ({ evaluation: _, checkpoints: __, ...rest }: Record<string, unknown>): Record<string, unknown> => rest;
   const changed = differing(weighty(state.config), JSON.parse(JSON.stringify(weighty(config))) as Record<string, unknown>);
+  if (state.teacher !== undefined) changed.push(...differing(state.teacher, teacher, 'the digest of the teacher'));
   if (changed.length > 0)
     throw new MmError('ERR_CONFIG', `${out} was begun with other settings, so that it cannot be continued exactly: ${changed.join('; ')}`);
   return state;

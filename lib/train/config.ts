@@ -12,6 +12,8 @@ const count = z.int().min(1);
 const share = z.number().min(0).max(1);
 const positive = z.number().positive();
 const notNegative = z.number().min(0);
+/** what a moving average keeps of its past; with 1 it would take nothing in */
+const decayRate = z.number().min(0).lt(1);
 
 const dataSchema = z
   .strictObject({
@@ -84,7 +86,7 @@ const optimisation = {
   /** greatest norm of all gradients together; 0: no clipping */
   clip: notNegative,
   weightDecay: notNegative,
-  betas: z.tuple([share, share]),
+  betas: z.tuple([decayRate, decayRate]),
   eps: positive,
 };
 

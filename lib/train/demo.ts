@@ -100,7 +100,7 @@ export async function runDemo(options: DemoOptions): Promise<DemoResult> {
   };
   const measureBoth = async (stage: string, mixers: VisionLanguageModel): Promise<void> => {
     await measure('linear', stage, mixers);
-    using hybrid = withAttentionLayers(mixers, teacher, layers);
+    using hybrid = withAttentionLayers(mixers, teacher, layers, () => false);
     await measure('hybrid', stage, hybrid);
   };
 

@@ -6,7 +6,7 @@ import type { VisionLanguageModel } from '../models/model.js';
 import { seedStudent, withAttentionLayers } from '../models/seed.js';
 import { MmError } from '../native/errors.js';
 import type { Placement } from '../nn/parameter.js';
-import { loadMoments, openRun, saveCheckpoint, saveModelFolder, type TrainingState } from './checkpoint.js';
+import { digestOf, loadMoments, openRun, saveCheckpoint, saveModelFolder, type TrainingState } from './checkpoint.js';
 import type { DistillConfig } from './config.js';
 import { evaluate, type Scores } from './evaluate.js';
 import { MetricsFile } from './metrics.js';
@@ -43,7 +43,8 @@ const titleOf = (stage: Stage): string => `stage ${stage}`;
 export async function distill(config: DistillConfig, teacherFolder: string, run: RunOptions, taskOptions: TaskOptions = {}): Promise<DistillResult> {
   const { out, signal, progress } = run;
   const placement = placementOf({ device: run.device, dtype: config.dtype });
-  const state = await openRun(out, 'distill', run.resume ?? false, config);
+  const digest = await digestOf(teacherFolder);
+  const state = await openRun(out, 'distill', run.resume ?? false, config, digest);
   const last = join(out, 'last');
   using teacher = await loadModel(teacherFolder, placement);
   if (teacher.blockTypes.includes('mamba2'))
@@ -69,6 +70,7 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
           best,
           metricsBytes: metrics.flush(),
           config,
+          teacher: digest,
         });
       if (!resumed || resumed.step < settings.steps)
         await runStage({
@@ -87,7 +89,7 @@ export async function distill(config: DistillConfig, teacherFolder: string, run:
           evaluation: {
             every: config.evaluation.every,
             run: async () => {
-              using shown = stage === 3 ? null : withAttentionLayers(student, teacher, layers);
+              using shown = stage === 3 ? null : withAttentionLayers(student, teacher, layers, () => false);
               return await validate(shown ?? student, task, config.evaluation.batchSize);
             },
             saveBest: stage === 3 ? () => saveModelFolder(join(out, 'best'), student, tokenizer) : undefined,

@@ -43,8 +43,11 @@ export class AdamW implements Disposable {
   readonly #options: Required<Omit<AdamWOptions, 'decays'>>;
   #updates = 0;
 
+  /** @throws MmError ERR_ARGUMENT for betas that are no decay rates; ERR_DTYPE where a master is not f32 */
   constructor(parameters: readonly Optimised[], options: AdamWOptions = {}) {
     const { betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0.01, clip = 0, decays = (name) => !name.includes('bias') } = options;
+    if (!betas.every((beta) => beta >= 0 && beta < 1))
+      throw new MmError('ERR_ARGUMENT', `betas: expected two numbers in [0, 1), got [${betas.join(', ')}]`);
     this.#options = { betas, eps, weightDecay, clip };
     this.#slots = untracked(() =>
       parameters.map((parameter) => {

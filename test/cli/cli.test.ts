@@ -1,9 +1,14 @@
 import { execFile } from 'node:child_process';
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
+import { parseModelConfig } from '../../lib/models/config-file.js';
+import { placementOf, saveModel, VisionLanguageModel } from '../../lib/models/index.js';
+import { fill } from '../../lib/ops/index.js';
+import { Random } from '../../lib/tensor/random.js';
+import { fixture, golden } from '../io/_helpers.js';
 
 const main = fileURLToPath(new URL('../../lib/cli/main.js', import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), 'mmmamba-cli-'));
@@ -45,7 +50,15 @@ test('wrong usage ends with 2 and one clear line', async (t) => {
     [['demo', '--device', 'tpu'], /expected 'cpu', 'cuda', 'cuda:<n>' or 'auto'/],
     [['distill', '--out', 'x', '--teacher', 'y', '--student', 'half'], /'linear', 'hybrid' or layer numbers/],
     [['distill', '--out', 'x', '--teacher', 'y', '--preset', 'papre'], /Allowed choices are paper, reference, emoji/],
-    [['generate', '--model', 'x', '--prompt', 'y', '--top-p', '2'], /expected a number from 0 to 1/],
+    ...['', '4,', ',4', '-1', '1.5'].map((layers): [string[], RegExp] => [
+      ['distill', '--out', 'x', '--teacher', 'y', `--student=${layers}`],
+      /'linear', 'hybrid' or layer numbers/,
+    ]),
+    ...['2', '0', ''].map((p): [string[], RegExp] => [
+      ['generate', '--model', 'x', '--prompt', 'y', `--top-p=${p}`],
+      /expected a number above 0 and up to 1/,
+    ]),
+    [['generate', '--model', 'x', '--prompt', 'y', '--temperature', '-1'], /expected a number from 0 to 100/],
     [['bench', '--seed', 'x'], /expected an integer of at least 0/],
   ];
   for (const [args, message] of cases) {
@@ -78,6 +91,25 @@ test('what cannot be done ends with 1 and one line', async (t) => {
     t.is(code, 1, args.join(' '));
     t.regex(stderr, message);
   }
+});
+
+test('an answer that ends inside a character is shown to its end', async (t) => {
+  const parsed = (path: string): Record<string, Record<string, unknown>> => JSON.parse(readFileSync(path, 'utf8')) as never;
+  const config = parsed(golden('models/hovle_tiny/config.json'));
+  Object.assign(config['embedding_config']!, { llm_vocab_size: 420, img_context_token_id: 5 });
+  config['llm_config']!['vocab_size'] = 420;
+  using model = VisionLanguageModel.initialised(parseModelConfig(config), placementOf(), new Random(1));
+  // All logits are equal, so that token 0 is said: the first byte of three.
+  fill({ x: model.namedParameters().get('language_model.output.weight')!.value }, { value: 0 });
+  const tokenizer = parsed(fixture('hf/tokenizer.json')) as { added_tokens?: { id: number }[]; model?: { vocab: Record<string, number> } };
+  const { vocab } = tokenizer.model!;
+  [vocab['<pad>'], vocab['ä']] = [vocab['ä']!, 0];
+  tokenizer.added_tokens![0]!.id = vocab['<pad>'];
+  const path = join(folder, 'bytes');
+  await saveModel(model, path, { files: [['tokenizer.json', [Buffer.from(JSON.stringify(tokenizer))]]] });
+  const { code, stdout, stderr } = await mmmamba(['generate', '--model', path, '--prompt', 'x', '--max-tokens', '1']);
+  t.is(code, 0, stderr);
+  t.is(stdout, '\ufffd\n');
 });
 
 test('the doctor looks at machine, addon, oneDNN, pictures and cache', async (t) => {

@@ -47,10 +47,15 @@ test.serial('data that does not fit its shape', async (t) => {
   await balanced(t, async () => {
     await fails(t, () => Tensor.from([1, 2, 3], [2, 2]), 'ERR_SHAPE', /3 elements; shape \[2, 2\] needs 4/);
     await fails(t, () => Tensor.from([[1, 2], [3]]), 'ERR_SHAPE', /data\[1\] has 1 entries where its siblings have 2/);
+    await fails(t, () => Tensor.from([1, [2, 3]] as never), 'ERR_SHAPE', /data\[1\] has 2 entries where its siblings have none/);
+    await fails(t, () => Tensor.from([[1, 2], [3, [4]]] as never), 'ERR_SHAPE', /data\[1\]\[1\] has 1 entries where its siblings have none/);
+    await fails(t, () => Tensor.from([[1, 2], 3] as never), 'ERR_SHAPE', /data\[1\] has no entries where its siblings have 2/);
     await fails(t, () => Tensor.fromBytes(new Uint8Array(7), 'f32', [2]), 'ERR_SHAPE', /7 bytes; shape \[2\] of f32 needs 8/);
     await fails(t, () => Tensor.fromBytes(new ArrayBuffer(8) as never, 'f32', [2]), 'ERR_ARGUMENT', /bytes must be a typed array/);
     await fails(t, () => Tensor.zeros([-1]), 'ERR_SHAPE', /shape\[0\] must be a non-negative integer/);
     await fails(t, () => Tensor.zeros([1.5]), 'ERR_SHAPE', /shape\[0\] must be a non-negative integer/);
+    for (const make of [(d: number) => Tensor.zeros([d]), (d: number) => Tensor.full([d], 1)])
+      for (const d of [-1, 1.5]) await fails(t, () => make(d), 'ERR_SHAPE', /shape\[0\] must be a non-negative integer/);
     await fails(t, () => Tensor.zeros([1, 1, 1, 1, 1, 1, 1, 1, 1]), 'ERR_SHAPE', /9 axes; at most/);
   });
 });

@@ -1,10 +1,12 @@
 import test from 'ava';
+import { copyFile, readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { memoryStats } from '../../lib/tensor/memory.js';
 import { Scope, scope } from '../../lib/tensor/scope.js';
 import { sync, Tensor } from '../../lib/tensor/tensor.js';
 import type { ErrorCode } from '../../lib/native/errors.js';
 import { batchOf, generate, generateTokens, loadModel, type Batch, type GenerateOptions, type VisionLanguageModel } from '../../lib/models/index.js';
-import { fails } from '../io/_helpers.js';
+import { fails, temporaryFolder } from '../io/_helpers.js';
 import { Golden, golden, leakFree, relativeError } from './_golden.js';
 
 const rows = [[3, 17, 44, 90, 5, 12, 61], [9], [100, 21, 22]];
@@ -141,6 +143,14 @@ test.serial('stop tokens end their row; others go on', (t) =>
     for await (const { tokens } of generate(model, batchOf([rows[0]!]), { maxTokens: 10, stopTokens: [stop] })) steps.push(tokens);
     t.is(steps.length, free[0]!.indexOf(stop) + 1);
     t.is(steps.at(-1)![0], stop);
+
+    const folder = await temporaryFolder(t);
+    await copyFile(golden('models/hovle_tiny/model.safetensors'), join(folder, 'model.safetensors'));
+    const config = JSON.parse(await readFile(golden('models/hovle_tiny/config.json'), 'utf8')) as { llm_config: Record<string, unknown> };
+    config.llm_config['eos_token_id'] = [0, stop];
+    await writeFile(join(folder, 'config.json'), JSON.stringify(config));
+    using several = await loadModel(folder);
+    t.deepEqual(await generateTokens(several, batchOf(rows), { maxTokens: 10 }), free.map(cut));
   }),
 );
 
@@ -183,6 +193,9 @@ test.serial('inputs that do not fit are refused with reasons', (t) =>
       [batchOf([[1, 176]]), /token 176 in row 0, column 1 is outside the vocabulary \[0, 176\)/],
       [{ ...batchOf([[1, 2]]), attentionMask: Uint8Array.of(0, 1) }, /padding before a token; pad on the right/],
       [{ ...batchOf([[1, 2]]), attentionMask: Uint8Array.of(0, 0) }, /row 0 has no token/],
+      [{ size: 1, length: 0, inputIds: new Int32Array(0) }, /the prompt has no token: the batch is of 1 rows x 0/],
+      [batchOf([[]]), /the prompt has no token: the batch is of 1 rows x 0/],
+      [batchOf([]), /the prompt has no token: the batch is of 0 rows x 0/],
       [{ ...batchOf([[1, 2]]), size: 2 }, /inputIds has 2 entries; a batch of 2 rows x 2 has 4/, 'ERR_SHAPE'],
       [batchOf([[1, 2]], { pixelValues: new Float32Array(100), imageFlags: [1] }), /not 1 square tiles of 3 channels/, 'ERR_SHAPE'],
       [batchOf([[1, 2]], { pixelValues: new Float32Array(3 * 21 * 21), imageFlags: [1] }), /S a multiple of 14/, 'ERR_SHAPE'],

@@ -113,6 +113,10 @@ test.serial('contradictory configurations are refused', async (t) => {
     [(c) => (c['embedding_config']!['special_token_maps'] = { '<x>': 5 }), /special token ids lie in \[176, 177\)/],
     [(c) => (c['llm_config']!['tie_word_embeddings'] = true), /tie_word_embeddings/],
     [(c) => (c['llm_config']!['rope_scaling'] = { factor: 2 }), /rope_scaling needs a type/],
+    [(c) => (c['llm_config']!['rope_scaling'] = { type: 'linear', rope_type: 'dynamic', factor: 2 }), /type 'linear' and the rope_type 'dynamic'/],
+    [(c) => (c['llm_config']!['rope_scaling'] = { rope_type: 'dynamic' }), /rope_scaling of type 'dynamic' needs a factor/],
+    [(c) => (c['llm_config']!['head_dim'] = 32), /head_dim 32 differs from hidden_size \/ num_attention_heads, 16/],
+    [(c) => (c['downsample_ratio'] = 1 as never), /downsample_ratio: .*expected 0\.5/],
     [(c) => delete c['llm_config']!['vocab_size'], /vocab_size/],
     [(c) => (c['mixer_config'] = { use_cnov: true }), /use_cnov/],
   ];
@@ -122,6 +126,17 @@ test.serial('contradictory configurations are refused', async (t) => {
     await fails(t, () => parseModelConfig(config), 'ERR_CONFIG', message);
     await writeFile(join(folder, 'config.json'), JSON.stringify(config));
     await fails(t, loadModel(folder), 'ERR_CONFIG', message);
+  }
+});
+
+test('keys that say what goes without saying', async (t) => {
+  const config = JSON.parse(await readFile(golden('models/hovle_tiny/config.json'), 'utf8')) as Record<string, Record<string, unknown>>;
+  for (const key of ['embedding_config', 'llm_config']) Object.assign(config[key]!, { head_dim: 16, rope_scaling: null });
+  const { raw: _, ...plain } = parseModelConfig(config);
+  for (const scaling of [{ rope_type: 'default' }, { type: 'default', rope_type: 'default', factor: 1 }]) {
+    config['llm_config']!['rope_scaling'] = scaling;
+    const { raw: __, ...same } = parseModelConfig(config);
+    t.deepEqual(same, plain);
   }
 });
 

@@ -2,9 +2,9 @@ import test from 'ava';
 import { fill } from '../../lib/ops/index.js';
 import { Scope } from '../../lib/tensor/scope.js';
 import type { Tensor } from '../../lib/tensor/tensor.js';
-import { batchOf, convertLayout, seedStudent, withAttentionLayers, type MixerConfig, type VisionLanguageModel } from '../../lib/models/index.js';
+import { batchOf, convertLayout, loadModel, seedStudent, withAttentionLayers, type MixerConfig, type VisionLanguageModel } from '../../lib/models/index.js';
 import { fails } from '../io/_helpers.js';
-import { Golden, goldenStudent, leakFree, relativeError, teacherOf } from './_golden.js';
+import { Golden, golden, goldenStudent, leakFree, relativeError, teacherOf } from './_golden.js';
 
 for (const [kind, layers] of [['linear', []], ['hybrid', [0, 4]]] as const)
   test.serial(`${kind}: the seeded student agrees with the reference`, (t) =>
@@ -121,6 +121,29 @@ test.serial('attention layers chosen after the mixers were trained', (t) =>
     await fails(t, () => seedStudent(teacher, { seed: 1, attentionLayers: [5] }), 'ERR_ARGUMENT', numbers);
     await fails(t, () => seedStudent(teacher, { seed: 1, attentionLayers: [1, 1] }), 'ERR_ARGUMENT', /names a layer twice/);
     await fails(t, () => seedStudent(hybrid, { seed: 1 }), 'ERR_ARGUMENT', /teacher must have softmax attention in every layer/);
+  }),
+);
+
+test.serial('attention layers chosen between two stages under bf16: masters go along, for what is trainable alone', (t) =>
+  leakFree(t, async () => {
+    using teacher = await loadModel(golden('models/hovle_tiny'), { dtype: 'bf16' });
+    using student = seedStudent(teacher, { seed: 1 });
+    const projections = (name: string): boolean => /[qkv]_proj/.test(name);
+    for (const p of student.setTrainable(projections)) fill({ x: p.master }, { value: 1.2345678 }); // between two numbers of bf16
+    using hybrid = withAttentionLayers(student, teacher, [0, 4]);
+    for (const p of hybrid.parameters()) {
+      t.is(p.trainable, projections(p.name), p.name);
+      if (!p.trainable) t.is(p.master, p.value, p.name);
+    }
+    const trained = hybrid.setTrainable((name) => projections(name) && !name.includes('v_proj'));
+    t.is(trained.length, 6);
+    for (const p of trained) {
+      t.deepEqual([p.value.dtype, p.master.dtype], ['bf16', 'f32'], p.name);
+      t.true((await p.master.toFloat32()).every((x) => x === Math.fround(1.2345678)), p.name);
+    }
+    using shown = withAttentionLayers(student, teacher, [0, 4], () => false);
+    for (const p of [...shown.parameters(), ...hybrid.parameters().filter(({ name }) => name.includes('v_proj'))])
+      t.is(p.master, p.value, p.name);
   }),
 );
 

@@ -39,5 +39,5 @@ syncBuiltinESMExports();
 await runCommand(async (signal) => {
   const run = { out, device: 'cpu', resume: flags.includes('--resume'), signal, progress };
   if (kind === 'teacher') await trainTeacher(tinyTeacher({}, { dtype: 'bf16' }), run, tinyTask);
-  else await distill(tinyDistill(), teacher, run, tinyTask);
+  else await distill(tinyDistill({}, {}, { dtype: 'bf16' }), teacher, run, tinyTask);
 });

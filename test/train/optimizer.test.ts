@@ -96,6 +96,8 @@ test.serial('states and gradients that do not fit', async (t) => {
     using master = Tensor.from([1, 2]);
     using low = Tensor.from([1], undefined, { dtype: 'bf16' });
     await fails(t, () => new AdamW([{ name: 'w', master: low, value: low }]), 'ERR_DTYPE', /parameter w has a bf16 master/);
+    for (const betas of [[0.9, 1], [-0.1, 0.9], [NaN, 0.9]] as const)
+      await fails(t, () => new AdamW([{ name: 'w', master, value: master }], { betas }), 'ERR_ARGUMENT', /betas: expected two numbers in \[0, 1\), got/);
     using optimizer = new AdamW([{ name: 'w', master, value: master }]);
     await fails(t, () => optimizer.step([], 1), 'ERR_ARGUMENT', /0 gradients for 1 parameters/);
     await fails(t, () => optimizer.load(new Map(), 1), 'ERR_ARGUMENT', /lacks w\.exp_avg/);

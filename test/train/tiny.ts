@@ -18,10 +18,10 @@ export function tinyTeacher(optim: Partial<TrainTeacherConfig['optim']> = {}, mo
   return trainTeacherSchema.parse({ model, data, optim: { steps: 7, batchSize: 8, lr: 3e-3, ...optim }, ...every, ...more });
 }
 
-export function tinyDistill(stage: object = {}, overrides: DistillOverrides = {}): DistillConfig {
+export function tinyDistill(stage: object = {}, overrides: DistillOverrides = {}, more: { dtype?: 'f32' | 'bf16' } = {}): DistillConfig {
   const small = { steps: 3, batchSize: 8, ...stage };
   const stages = Object.fromEntries((overrides.run ?? [1, 2, 3]).map((n) => [`stage${n}`, small]));
-  return distillSchema({ student: [1], ...overrides }).parse({ data, stages, ...every });
+  return distillSchema({ student: [1], ...overrides }).parse({ data, stages, ...every, ...more });
 }
 
 export async function loadTiny(): Promise<EmojiTask> {

@@ -63,6 +63,14 @@ test(
 );
 test('a wrong type', wrong, loadTrainTeacherConfig, 'optim:\n  steps: many\n', '2:3', /optim\.steps: .*number/);
 test('a number out of range', wrong, loadDistillConfig, 'stages:\n  stage1:\n    lr: -1\n', '3:5', /stages\.stage1\.lr/);
+test(
+  'an average that takes nothing in',
+  wrong,
+  loadDistillConfig,
+  'stages:\n  stage3:\n    betas: [0.9, 1]\n',
+  '3:18',
+  /stages\.stage3\.betas\[1\]: .*<1/,
+);
 test('an unknown preset', wrong, loadDistillConfig, 'preset: papre\n', '1:1', /preset: .*"paper"/);
 test(
   'phases that are longer than the run',

@@ -9,7 +9,7 @@ export interface DecodeOptions {
   readonly maxPixels?: number;
 }
 
-const DEFAULT_MAX_PIXELS = 89_478_485;
+export const DEFAULT_MAX_PIXELS = 89_478_485;
 
 /** What sharp may decode here. It knows vector formats too, which would let a file draw, and which Pillow refuses. */
 const FORMATS: ReadonlySet<string> = new Set(['jpeg', 'png', 'webp', 'gif', 'tiff', 'heif']);
@@ -42,8 +42,9 @@ function cmykToRgb(cmyk: Uint8Array): Uint8Array {
 
 /**
  * Decodes an image to 8-bit RGB as Pillow's `Image.open(...).convert('RGB')` does: alpha is dropped, not blended; palettes are
- * looked up; colour profiles and EXIF orientation are left alone; of an animation the first frame counts. One difference: 16-bit
- * greyscale keeps its high byte, where Pillow clips everything above 255 to white.
+ * looked up; colour profiles and EXIF orientation are left alone; of an animation the first frame counts. Two differences: 16-bit
+ * greyscale keeps its high byte, where Pillow clips everything above 255 to white; and transparent pixels of a GIF are black,
+ * where Pillow shows the palette's colour, which libvips does not tell.
  * @param source a path, or the bytes of a JPEG, PNG, WebP, GIF, TIFF or AVIF file
  * @returns (height, width, 3) u8
  * @throws MmError ERR_FILE_IO where the file cannot be read; ERR_IMAGE where it is empty, truncated, no image, of too many pixels,
