@@ -1,5 +1,6 @@
 #include "core/dispatcher.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "core/graph.h"
@@ -32,18 +33,20 @@ struct Task {
     return c;
   }
 
+  bool writesInPlace() const {
+    return std::any_of(schema->inputs.begin(), schema->inputs.end(), [](const InputSpec& spec) { return spec.mutates; });
+  }
+
   void failed(const std::string& message) {
     for (Tensor& t : outputs) t.storage->poison = message;
-    stream->fail(message);
+    stream->fail(message, writesInPlace());
   }
 
   void execute() {
     for (const Tensor& t : inputs)
       if (!t.storage->poison.empty()) {
         for (Tensor& o : outputs) o.storage->poison = t.storage->poison;
-        // What should have been written in place is not, which nobody learns from a result.
-        for (const InputSpec& spec : schema->inputs)
-          if (spec.mutates) return stream->fail(t.storage->poison);
+        if (writesInPlace()) stream->fail(t.storage->poison, true);
         return;
       }
     char error[512] = "";

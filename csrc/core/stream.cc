@@ -90,19 +90,24 @@ void Stream::release(void* data, uint64_t bytes) {
   backend_->release(handle_, data, bytes);
 }
 
-void Stream::fail(std::string message) {
+void Stream::fail(const std::string& message, bool inPlace) {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  if (error_.empty()) error_ = std::move(message);
+  if (error_.empty()) error_ = message;
+  if (inPlace && unwritten_.empty()) unwritten_ = message;
 }
 
 void Stream::told(const std::string& message) {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  if (error_ == message) error_.clear();
+  error_.clear();
+  if (unwritten_ == message) unwritten_.clear();
 }
 
 std::string Stream::takeError() {
   std::lock_guard<std::mutex> lock(errorMutex_);
-  return std::exchange(error_, std::string());
+  const std::string first = error_.empty() ? unwritten_ : error_;
+  error_.clear();
+  if (unwritten_ == first) unwritten_.clear();
+  return first;
 }
 
 }  // namespace mm

@@ -37,8 +37,9 @@ class Stream : public std::enable_shared_from_this<Stream> {
   void* allocate(uint64_t bytes, char* error, uint64_t error_size);
   void release(void* data, uint64_t bytes);
 
-  // The first failure since it was last taken or told by a result, in the words of the op that failed.
-  void fail(std::string message);
+  // The first failure since a wait told of one, in the words of the op that failed. A failure that left something unwritten in place,
+  // which no result tells, stays until a wait has told of it.
+  void fail(const std::string& message, bool inPlace);
   void told(const std::string& message);
   std::string takeError();
 
@@ -70,7 +71,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   MemoryStats stats_;
   Lane executor_, completions_;
   std::mutex errorMutex_;
-  std::string error_;
+  std::string error_, unwritten_;
 };
 
 }  // namespace mm

@@ -239,13 +239,13 @@ Napi::Value fromBytes(const Napi::CallbackInfo& info) {
     Stream& s = *storage->stream;
     if (!storage->materialize(error, sizeof error)) {
       storage->poison = std::string("a new tensor: ") + error;
-      return s.fail(storage->poison);
+      return s.fail(storage->poison, false);
     }
     const int32_t status = staged ? s.backend()->upload(s.handle(), storage->data, staged->data(), storage->bytes, error, sizeof error)
                                   : s.backend()->zero(s.handle(), storage->data, storage->bytes, error, sizeof error);
     if (status != MM_OK) {
       storage->poison = error;
-      s.fail(error);
+      s.fail(error, false);
     }
   });
   return wrapTensor(env, std::move(t));
@@ -274,7 +274,8 @@ Napi::Value makeView(const Napi::CallbackInfo& info) {
 Napi::ArrayBuffer hostBuffer(Napi::Env env, uint64_t bytes) {
   try {
     return env.Global().Get("ArrayBuffer").As<Napi::Function>().New({Napi::Number::New(env, static_cast<double>(bytes))}).As<Napi::ArrayBuffer>();
-  } catch (const Napi::Error&) {
+  } catch (const Napi::Error& e) {
+    if (!e.Value().InstanceOf(env.Global().Get("RangeError").As<Napi::Function>())) throw;
     throw makeError(env, "ERR_OUT_OF_MEMORY", "there is no host memory for the " + std::to_string(bytes) + " bytes to be read");
   }
 }
@@ -376,7 +377,7 @@ Napi::Value captureBegin(const Napi::CallbackInfo& info) {
   napi_type_tag_object(env, external, &kGraphTag);
   stream->enqueue([g = *graph] {
     const std::string error = g->begin();
-    if (!error.empty()) g->stream()->fail("capture: " + error);
+    if (!error.empty()) g->stream()->fail("capture: " + error, false);
   });
   return external;
 }
@@ -394,7 +395,7 @@ Napi::Value replayGraph(const Napi::CallbackInfo& info) {
   const GraphPointer graph = graphOf(info[0]);
   graph->stream()->enqueue([graph] {
     const std::string error = graph->replay();
-    if (!error.empty()) graph->stream()->fail("replay: " + error);
+    if (!error.empty()) graph->stream()->fail("replay: " + error, true);
   });
   return info.Env().Undefined();
 }

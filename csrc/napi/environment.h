@@ -23,8 +23,8 @@ class Environment {
   const std::shared_ptr<Stream>& stream(Napi::Env env, const std::string& device);
   const std::map<std::string, std::shared_ptr<Stream>>& streams() const { return streams_; }
 
-  // A promise that settles when the device has passed this point: rejected by the first failure since the last wait, or
-  // by what `begin` returns. `begin` runs on the stream's thread and may give a ticket of the backend's read_begin.
+  // A promise that settles when the device has passed this point: rejected by what `begin` returns, or by
+  // Stream::takeError(). `begin` runs on the stream's thread and may give a ticket of the backend's read_begin.
   using Begin = std::function<std::string(void*& ticket)>;
   Napi::Promise fence(Napi::Env env, const std::shared_ptr<Stream>& stream, Napi::Value result, Begin begin);
 

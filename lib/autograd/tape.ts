@@ -38,6 +38,7 @@ export function noGrad<T>(fn: () => T): T {
  * Records ops on tensors that lead back to a leaf with `requiresGrad`, and walks them backwards once. It holds what the
  * gradient rules need, also after the tensors' scopes closed, and lets go of it node by node during backward(). It holds the
  * tensors themselves: nothing tells when one is written over in place before backward(), and the gradients are wrong then.
+ * Results of ops without a gradient (argmax, sampling, the steps of decoding) are not tracked.
  *
  *     using tape = new Tape();
  *     const loss = tape.record(() => model.loss(batch));
@@ -56,8 +57,10 @@ export class Tape implements Disposable {
     active = this;
     try {
       const result = fn();
-      if (result instanceof Promise)
+      if (result instanceof Promise) {
+        result.catch(() => undefined); // what it rejects with comes too late to be told
         throw new MmError('ERR_ARGUMENT', 'Tape.record() takes a synchronous function; for code with await call record() around the synchronous parts');
+      }
       return result;
     } finally {
       active = outer;
@@ -81,13 +84,13 @@ export class Tape implements Disposable {
   /** Internal: records an operator call by the rule of its schema. */
   recordOp(op: string, operands: Operands, results: Results, attrs: Attrs | undefined): void {
     const rule = ruleOf(op);
-    if (!rule) return this.#refuseWrite(op, operands);
+    if (!rule) return;
     const { inputs, saved, backward } = rule(operands, results, attrs);
     this.recordNode(inputs, Object.values(results), saved, backward);
   }
 
-  /** An op that only writes in place has no gradient: one that it should pass on would be lost. */
-  #refuseWrite(op: string, operands: Operands): void {
+  /** Internal: an op that only writes in place has no gradient, and one that it should pass on would be lost. Called before it runs. */
+  refuseWrite(op: string, operands: Operands): void {
     const { inputs, outputs } = opSchema(op);
     if (outputs.length > 0) return;
     for (const { name, mutates } of inputs)

@@ -18,7 +18,7 @@ export function number(low: number, high: number): (text: string) => number {
   };
 }
 
-/** A share that is more than none. */
+/** A number in (0, 1]. */
 export function probability(text: string): number {
   const value = Number(text);
   if (!(value > 0 && value <= 1)) throw new InvalidArgumentError('expected a number above 0 and up to 1');

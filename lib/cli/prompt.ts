@@ -29,7 +29,7 @@ async function emojiPrompt(config: ModelConfig, tokenizer: Tokenizer, text: stri
       `the model's vocabulary lacks ${unknown.join(', ')}; it understands "what is this ?", "what group ?" and "is there a ... ?"`,
     );
   const head = [tokenizer.bosId!];
-  const stopTokens = [tokenizer.eosId!];
+  const stopTokens = [tokenizer.eosId!, ...config.endTokens];
   if (image === undefined) return { batch: batchOf([[...head, ...words]]), stopTokens };
   const { pixelValues } = preprocessImage(await onWhite(image), { imageSize, maxNum: 1 });
   const context = new Array<number>((imageSize / patchSize) ** 2 / 4).fill(config.imageToken);
@@ -70,5 +70,5 @@ async function chatPrompt(config: ModelConfig, tokenizer: Tokenizer, text: strin
   const batch = batchOf([ids], images);
   // Behind the embedding layers four patches become one token; before them each patch is a token.
   if (picture && pixelShuffle === 'post') batch.patchIds = Int32Array.from(chat(4 * perTile * picture.tiles));
-  return { batch, stopTokens: stopIds(tokenizer) };
+  return { batch, stopTokens: [...stopIds(tokenizer), ...config.endTokens] };
 }

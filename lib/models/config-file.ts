@@ -12,9 +12,9 @@ const count = z.int().positive();
 
 const ropeScaling = z
   .looseObject({
-    type: z.enum(['default', 'linear', 'dynamic']).optional(),
-    rope_type: z.enum(['default', 'linear', 'dynamic']).optional(),
-    factor: z.number().positive().optional(),
+    type: z.enum(['default', 'linear', 'dynamic']).nullish(),
+    rope_type: z.enum(['default', 'linear', 'dynamic']).nullish(),
+    factor: z.number().positive().nullish(),
   })
   .nullish();
 
@@ -47,7 +47,7 @@ const mixerSchema = z.strictObject({
 });
 
 /** Of pixel shuffle, a side; InternVL's folders have it twice. */
-const downsampleRatio = z.literal(0.5).optional();
+const downsampleRatio = z.literal(0.5).nullish();
 
 /** The keys of config.json that the forward pass depends on. */
 export const modelConfigSchema = z
@@ -103,10 +103,11 @@ export const modelConfigSchema = z
           `layers_block_type has ${s.layers_block_type.length} entries for ${s.num_hidden_layers} layers (num_hidden_layers)`,
         );
       if (!s.rope_scaling) continue;
-      const { type, rope_type: ropeType = type, factor } = s.rope_scaling;
+      const { type, factor } = s.rope_scaling;
+      const ropeType = s.rope_scaling.rope_type ?? type;
       if (!ropeType) problem([key, 'rope_scaling'], "rope_scaling needs a type: 'linear' or 'dynamic'");
       else if (type && type !== ropeType) problem([key, 'rope_scaling'], `rope_scaling has the type '${type}' and the rope_type '${ropeType}'`);
-      else if (ropeType !== 'default' && factor === undefined) problem([key, 'rope_scaling'], `rope_scaling of type '${ropeType}' needs a factor`);
+      else if (ropeType !== 'default' && !factor) problem([key, 'rope_scaling'], `rope_scaling of type '${ropeType}' needs a factor`);
     }
     if (e.hidden_size !== l.hidden_size)
       problem(['embedding_config', 'hidden_size'], `the embedding's hidden_size ${e.hidden_size} differs from the language model's ${l.hidden_size}`);

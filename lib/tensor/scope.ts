@@ -59,8 +59,10 @@ export function scope<T>(fn: () => T): T {
   const s = new Scope();
   try {
     const result = s.run(fn);
-    if (result instanceof Promise)
+    if (result instanceof Promise) {
+      result.catch(() => undefined); // what it rejects with comes too late to be told
       throw new MmError('ERR_ARGUMENT', 'scope() takes a synchronous function; for code with await use `using s = new Scope()` and s.run() around the synchronous parts');
+    }
     return s.release(result);
   } finally {
     s.dispose();

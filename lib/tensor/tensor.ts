@@ -190,27 +190,23 @@ function create(bytes: Uint8Array | null, dtype: Dtype, shape: readonly number[]
   }
 }
 
-function isList(entry: number | TensorData | null): entry is TensorData {
-  return typeof entry === 'object' && entry !== null;
-}
-
 function isNested(data: TensorData): data is readonly TensorData[] {
-  return Array.isArray(data) && data.some(isList);
+  return Array.isArray(data) && data.some((entry) => typeof entry === 'object');
 }
 
 function shapeOf(data: TensorData | number): number[] {
-  if (!isList(data)) return [];
+  if (typeof data === 'number' || data === null) return [];
   return isNested(data) ? [data.length, ...shapeOf(data[0]!)] : [data.length];
 }
 
 function flatten(data: TensorData, shape: readonly number[], path = 'data'): number[] {
   const ragged = (where: string, entries: number | undefined, others: number | undefined): MmError =>
     new MmError('ERR_SHAPE', `${where} has ${entries ?? 'no'} entries where its siblings have ${others ?? 'none'}: nested data must be rectangular`);
-  if (data.length !== shape[0]) throw ragged(path, data.length, shape[0]);
+  if (data?.length !== shape[0]) throw ragged(path, data?.length, shape[0]);
   if (shape.length === 1) {
     const row = Array.from(data as ArrayLike<number | TensorData>);
     row.forEach((entry, i) => {
-      if (isList(entry)) throw ragged(`${path}[${i}]`, entry.length, undefined);
+      if (typeof entry === 'object') throw ragged(`${path}[${i}]`, entry?.length, undefined);
     });
     return row as number[];
   }
@@ -236,7 +232,10 @@ function encode(flat: ArrayLike<number>, dtype: Dtype): Uint8Array {
   }
 }
 
-/** Waits until everything queued on the device is done; rejects with the first failure since the last wait. */
+/**
+ * Waits until everything queued on the device is done; rejects with the first failure since the last wait, or with an older one that
+ * left something unwritten in place and was not told yet.
+ */
 export async function sync(device = 'cpu'): Promise<void> {
   try {
     await binding().sync(resolveDevice(device));

@@ -97,7 +97,7 @@ export async function loadMoments(folder: string, optimizer: AdamW, updates: num
 }
 
 /**
- * Tells a model from others: a hash of config.json and of the weights, wherever they lie and in however many files.
+ * Tells a model from others: a hash of the bytes of config.json and of the weights, wherever they lie and in however many files.
  * @throws MmError ERR_FILE_IO, ERR_FILE_FORMAT
  */
 export async function digestOf(folder: string): Promise<string> {
@@ -119,7 +119,7 @@ export async function digestOf(folder: string): Promise<string> {
 
 /**
  * Makes a run's folder ready. A folder with something in it is only taken to continue the run in it.
- * @param teacher digest of the teacher, where the run has one
+ * @param teacher the digest of the teacher, where the run has one; asked for where it is compared
  * @returns the state to continue from; null to begin
  * @throws MmError ERR_ARGUMENT; ERR_CONFIG where the run was begun with other settings
  */
@@ -128,7 +128,7 @@ export async function openRun(
   kind: TrainingState['kind'],
   resume: boolean,
   config: Record<string, unknown>,
-  teacher?: string,
+  teacher?: () => Promise<string>,
 ): Promise<TrainingState | null> {
   let present: string[];
   try {
@@ -149,7 +149,7 @@ export async function openRun(
   // How often is evaluated and saved changes no weight.
   const weighty = ({ evaluation: _, checkpoints: __, ...rest }: Record<string, unknown>): Record<string, unknown> => rest;
   const changed = differing(weighty(state.config), JSON.parse(JSON.stringify(weighty(config))) as Record<string, unknown>);
-  if (state.teacher !== undefined) changed.push(...differing(state.teacher, teacher, 'the digest of the teacher'));
+  if (state.teacher !== undefined) changed.push(...differing(state.teacher, await teacher?.(), 'the digest of the teacher'));
   if (changed.length > 0)
     throw new MmError('ERR_CONFIG', `${out} was begun with other settings, so that it cannot be continued exactly: ${changed.join('; ')}`);
   return state;

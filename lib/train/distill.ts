@@ -43,8 +43,9 @@ const titleOf = (stage: Stage): string => `stage ${stage}`;
 export async function distill(config: DistillConfig, teacherFolder: string, run: RunOptions, taskOptions: TaskOptions = {}): Promise<DistillResult> {
   const { out, signal, progress } = run;
   const placement = placementOf({ device: run.device, dtype: config.dtype });
-  const digest = await digestOf(teacherFolder);
-  const state = await openRun(out, 'distill', run.resume ?? false, config, digest);
+  let digest = ''; // not before the folder is found good: it takes reading all of the teacher
+  const state = await openRun(out, 'distill', run.resume ?? false, config, async () => (digest = await digestOf(teacherFolder)));
+  digest ||= await digestOf(teacherFolder);
   const last = join(out, 'last');
   using teacher = await loadModel(teacherFolder, placement);
   if (teacher.blockTypes.includes('mamba2'))

@@ -49,6 +49,8 @@ test.serial('data that does not fit its shape', async (t) => {
     await fails(t, () => Tensor.from([[1, 2], [3]]), 'ERR_SHAPE', /data\[1\] has 1 entries where its siblings have 2/);
     await fails(t, () => Tensor.from([1, [2, 3]] as never), 'ERR_SHAPE', /data\[1\] has 2 entries where its siblings have none/);
     await fails(t, () => Tensor.from([[1, 2], [3, [4]]] as never), 'ERR_SHAPE', /data\[1\]\[1\] has 1 entries where its siblings have none/);
+    await fails(t, () => Tensor.from([[1, 2], null] as never), 'ERR_SHAPE', /data\[1\] has no entries where its siblings have 2/);
+    await fails(t, () => Tensor.from([null] as never), 'ERR_SHAPE', /data\[0\] has no entries/);
     await fails(t, () => Tensor.from([[1, 2], 3] as never), 'ERR_SHAPE', /data\[1\] has no entries where its siblings have 2/);
     await fails(t, () => Tensor.fromBytes(new Uint8Array(7), 'f32', [2]), 'ERR_SHAPE', /7 bytes; shape \[2\] of f32 needs 8/);
     await fails(t, () => Tensor.fromBytes(new ArrayBuffer(8) as never, 'f32', [2]), 'ERR_ARGUMENT', /bytes must be a typed array/);
@@ -177,6 +179,12 @@ test.serial('reading one failed result leaves the failure of another op to be to
     await fails(t, () => bad.y.data(), 'ERR_KERNEL', /gatherRows/);
     await fails(t, () => sync(), 'ERR_KERNEL', /kvCacheAppend/);
     await sync();
+    const first = badGather();
+    run('kvCacheAppend', { cache, x, positions });
+    await fails(t, () => first.y.data(), 'ERR_KERNEL', /gatherRows/);
+    await fails(t, () => sync(), 'ERR_KERNEL', /kvCacheAppend/);
+    await sync();
+    first.dispose();
     bad.dispose();
   });
 });

@@ -155,6 +155,7 @@ test.serial('writing a tracked tensor in place is refused where its gradient wou
       write(a!);
       return a!;
     }, [x]));
+    t.deepEqual([...(await buffer.toFloat32())], [0, 0, 0, 0]);
     scope(() => tape.record(() => noGrad(() => write(x))));
     scope(() => tape.record(() => write(Tensor.from([5, 6]))));
     t.deepEqual([...(await buffer.toFloat32())], [5, 6, 0, 0]);
