@@ -259,12 +259,13 @@ Napi::Value makeView(const Napi::CallbackInfo& info) {
   const int64_t offset = info[3].As<Napi::Number>().Int64Value();
   const int64_t elements = static_cast<int64_t>(t.storage->bytes / dtypeSize(t.desc.dtype));
   bool inside = shape.size() == strides.size() && offset >= 0;
-  int64_t last = offset;
-  for (size_t i = 0; inside && numelOf(shape) > 0 && i < shape.size(); i++) {
-    int64_t step;
-    inside = !__builtin_mul_overflow(shape[i] - 1, strides[i], &step) && !__builtin_add_overflow(last, step, &last);
+  if (inside && numelOf(shape) > 0) {
+    int64_t last = offset, step;
+    for (size_t i = 0; inside && i < shape.size(); i++)
+      inside = !__builtin_mul_overflow(shape[i] - 1, strides[i], &step) && !__builtin_add_overflow(last, step, &last);
+    inside = inside && last < elements;
   }
-  if (!inside || (numelOf(shape) > 0 && last >= elements))
+  if (!inside)
     throw makeError(env, "ERR_SHAPE", "the view " + shapeText(shape) + " reaches outside its storage");
   t.desc.shape = shape, t.desc.strides = strides, t.offset = offset;
   return wrapTensor(env, std::move(t));

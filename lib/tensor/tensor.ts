@@ -67,8 +67,8 @@ export class Tensor implements Disposable {
   }
 
   static full(shape: readonly number[], value: number, options: TensorOptions = {}): Tensor {
-    const size = shape.reduce((a, b) => a * b, 1);
     if (shape.some((d) => !Number.isInteger(d) || d < 0)) return Tensor.zeros(shape, options); // refuses it, and says why
+    const size = shape.reduce((a, b) => a * b, 1);
     return Tensor.from(new Array<number>(size).fill(value), shape, options);
   }
 
